@@ -1,0 +1,349 @@
+"""How fast an explanation is: onnx_lrp next to zennit, captum and torch on one CPU.
+
+    python -m benchmarks.peers --write docs/performance.md
+
+All engines live in one process with equally many threads and take turns, so that whatever else the computer does falls
+on all of them alike. Before each sample there is a pause, in which the other engines' threads go to sleep, and one call
+that is not counted. Numbers are medians. Memory is measured apart, in a new process for every engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import pkgutil
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Call = Callable[[], object]
+
+BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
+PAUSE = 0.01
+METHODS = ("epsilon_plus", "epsilon")
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network in one batch size."""
+
+    name: str
+    folder: Path
+    batch: int
+    threads: int
+    size: int
+    width: int
+    real: bool  # given as a file: there is no torch module for it
+
+    def path(self, method: str | None = None) -> Path:
+        """Return the file of the source model, or of the one explained by `method`."""
+        return self.folder / (f"{self.name}.onnx" if method is None else f"{self.name}.{method}.onnx")
+
+    def network(self) -> tuple[torch.nn.Module, torch.Tensor]:
+        """Build the network in torch, and its batch of pictures."""
+        import torch
+
+        from exporters import torch_nets
+
+        torch.set_num_threads(self.threads)
+        options: dict[str, Any] = {"width": self.width}
+        if self.name.startswith("vgg"):
+            options |= {"size": self.size, "hidden": self.width * 64}
+        if self.name == "mobilenet":
+            options["activation"] = torch.nn.ReLU  # the one that captum knows
+        return getattr(torch_nets, self.name)(**options), torch.from_numpy(self.picture())
+
+    def picture(self) -> np.ndarray:
+        """Return a batch of random pictures."""
+        return np.random.default_rng(0).standard_normal((self.batch, 3, self.size, self.size)).astype(np.float32)
+
+
+def ort_call(case: Case, method: str | None) -> Call:
+    """Return a call of the source model, or of the explained one, with inputs and outputs bound beforehand."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = case.threads
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.enable_mem_pattern = case.batch == 1  # a memory pattern of a whole batch holds more than it saves
+    session = ort.InferenceSession(case.path(method), options, providers=["CPUExecutionProvider"])
+    given = feeds(case, session)
+    binding = session.io_binding()
+    for name, x in given.items():
+        binding.bind_cpu_input(name, x)
+    for output, y in zip(session.get_outputs(), session.run(None, given), strict=True):
+        binding.bind_ortvalue_output(output.name, ort.OrtValue.ortvalue_from_numpy(np.array(y)))
+    return functools.partial(session.run_with_iobinding, binding)
+
+
+def feeds(case: Case, session: Any) -> dict[str, np.ndarray]:
+    """Return random arrays for the inputs that have no default; open sizes are the batch or the picture's."""
+    found = {}
+    for node in session.get_inputs():
+        shape = [case.batch, *(size if isinstance(size, int) else case.size for size in node.shape[1:])]
+        if isinstance(node.shape[0], int) and node.shape[0] != case.batch:
+            raise ValueError(f"{case.name} takes batches of {node.shape[0]} only")
+        dtype = {"float": "float32", "double": "float64"}.get(node.type[7:-1], node.type[7:-1])  # of tensor(float)
+        floats = np.random.default_rng(0).standard_normal(shape)
+        found[node.name] = (np.abs(floats * 10) if "int" in node.type else floats).astype(dtype)
+    return found
+
+
+def explainer_call(case: Case) -> Call:
+    """Return a call of the explainer as a user would make it."""
+    import onnx_lrp
+
+    explainer = onnx_lrp.Explainer(case.path(), METHODS[0], device="cpu", threads=case.threads)
+    x = case.picture()
+    return lambda: explainer(x)
+
+
+def torch_forward(case: Case) -> Call:
+    """Return a call of the network in torch."""
+    import torch
+
+    net, x = case.network()
+    return torch.inference_mode()(lambda: net(x))
+
+
+def torch_gradient(case: Case) -> Call:
+    """Return a call for the gradient of the largest logits by the input."""
+    import torch
+
+    net, x = case.network()
+    net.requires_grad_(False)
+    return lambda: torch.autograd.grad(net(x.requires_grad_()).amax(1).sum(), x)
+
+
+def zennit_call(case: Case) -> Call:
+    """Return a call of zennit's EpsilonPlus, for which rules and folds stay in place from call to call."""
+    import torch
+
+    from tests.peers.zennit_peer import zennit
+
+    package = zennit()
+    net, x = case.network()
+    composite = package.composites.EpsilonPlus(canonizers=[package.torchvision.ResNetCanonizer()])
+    attributor = package.attribution.Gradient(net, composite)
+    attributor.__enter__()
+
+    def seed(logits: torch.Tensor) -> torch.Tensor:
+        chosen = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
+        return chosen * logits.detach()
+
+    return lambda: attributor(x, seed)
+
+
+def captum_call(case: Case) -> Call:
+    """Return a call of captum's LRP with the epsilon rule; captum wants the rules set anew for each."""
+    from captum.attr import LRP
+
+    from tests.peers.captum_peer import fold_batchnorm, set_rules
+
+    net, x = case.network()
+    net = fold_batchnorm(net)
+    target = list(range(case.batch))
+
+    def call() -> object:
+        set_rules(net, "epsilon")
+        return LRP(net).attribute(x.requires_grad_(), target=target)
+
+    return call
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One row of the table."""
+
+    title: str
+    call: Callable[[Case], Call]
+    imports: tuple[str, ...]
+    files_too: bool = False  # also measured for models that are given as a file
+
+
+FORWARD = "forward"
+NETS = "exporters.torch_nets"
+ORT = ("onnxruntime",)
+ENGINES = {
+    FORWARD: Engine("ONNX Runtime, forward only", lambda case: ort_call(case, None), ORT, files_too=True),
+    "epsilon_plus": Engine(
+        "**onnx_lrp epsilon_plus**", lambda case: ort_call(case, "epsilon_plus"), ORT, files_too=True
+    ),
+    "epsilon": Engine("**onnx_lrp epsilon**", lambda case: ort_call(case, "epsilon"), ORT, files_too=True),
+    "explainer": Engine("`Explainer(...)(x)`, epsilon_plus", explainer_call, (*ORT, "onnx_lrp")),
+    "torch": Engine("torch, forward only", torch_forward, (NETS,)),
+    "gradient": Engine("torch, gradient of the input", torch_gradient, (NETS,)),
+    "zennit": Engine("zennit EpsilonPlus", zennit_call, (NETS, "tests.peers.zennit_peer:zennit")),
+    "captum": Engine("captum LRP, epsilon", captum_call, (NETS, "captum.attr")),
+}
+
+
+def prepare(case: Case, given: Path | None) -> list[str]:
+    """Write the source and the explained models, and return a table row on each rewriting."""
+    import onnx_lrp
+
+    if given is not None:
+        case.path().symlink_to(given.resolve())
+    else:
+        from exporters.torch_nets import export
+
+        export(case.network()[0], case.path(), (1, 3, case.size, case.size), folded=True)
+    rows = []
+    for method in METHODS:
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            explained = onnx_lrp.rewrite(case.path(), method)
+            seconds.append(time.perf_counter() - start)
+        explained.save(case.path(method))
+        before, after = (path.stat().st_size / MB for path in (case.path(), case.path(method)))
+        rows.append(f"| {case.name} | {method} | {statistics.median(seconds):.2f} | {before:.1f} | {after:.1f} |")
+    return rows
+
+
+def medians(calls: dict[str, Call], rounds: int) -> dict[str, float]:
+    """Return each call's median time in milliseconds."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            time.sleep(PAUSE)
+            call()
+            start = time.perf_counter()
+            call()
+            samples[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(found) for name, found in samples.items()}
+
+
+def resident(field: str) -> float:
+    """Return this process's memory in MB: `VmRSS` now, `VmHWM` at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / MB
+
+
+def run_alone(case: Case, engine: Engine) -> None:
+    """Print the peak memory of a few calls beyond what importing took; to be run in a process of its own."""
+    for name in engine.imports:
+        found = pkgutil.resolve_name(name)
+        if callable(found):  # zennit can only be imported by a function that prepares it
+            found()
+    imported = resident("VmRSS")
+    call = engine.call(case)
+    if NETS in engine.imports:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making random weights
+    for _ in range(3):
+        call()
+    print(resident("VmHWM") - imported)
+
+
+def peak(case: Case, engine: str) -> float | None:
+    """Return the engine's peak memory in MB, or None where there is no such process information."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    described = vars(case) | {"folder": str(case.folder), "engine": engine}
+    command = [sys.executable, "-m", "benchmarks.peers", "--alone", json.dumps(described)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(case.threads)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return float(done.stdout.split()[-1])
+
+
+def table(cases: Sequence[Case], rounds: int, with_memory: bool) -> Iterator[str]:
+    """Measure one network in several batch sizes, and yield the lines of its table."""
+    times, memory = [], []
+    chosen = {name: engine for name, engine in ENGINES.items() if engine.files_too or not cases[0].real}
+    for case in cases:
+        memory.append({name: peak(case, name) for name in chosen} if with_memory else {})
+        times.append(medians({name: engine.call(case) for name, engine in chosen.items()}, rounds))
+    yield "| | " + " | ".join(f"batch {case.batch}: ms | per forward | peak MB" for case in cases) + " |"
+    yield "| --- |" + " ---: |" * 3 * len(cases)
+    for name, engine in chosen.items():
+        cells: list[str] = []
+        for found, used in zip(times, memory, strict=True):
+            megabytes = "-" if used.get(name) is None else f"{used[name]:.0f}"
+            cells += [f"{found[name]:.1f}", f"{found[name] / found[FORWARD]:.2f}", megabytes]
+        yield f"| {engine.title} | " + " | ".join(cells) + " |"
+
+
+def cpu() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def report(args: argparse.Namespace, command: Sequence[str]) -> Iterator[str]:
+    """Measure everything, and yield the lines of the report."""
+    packages = ("onnxruntime", "onnx", "torch", "zennit", "captum", "numpy")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    today = datetime.datetime.now(datetime.UTC)
+    yield f"{today:%d %B %Y}, {cpu()}, {args.threads} threads, Python {platform.python_version()}, {versions}."
+    yield f"Medians of {args.rounds}. Memory is the peak beyond imports; networks given by name have random weights."
+    yield f"`{shlex.join(['python', '-m', 'benchmarks.peers', *command])}`"
+    rewritten = ["\n| network | method | rewriting s | source MB | explained MB |", "| --- | --- |" + " ---: |" * 3]
+    files = {Path(path).stem: Path(path) for path in args.onnx}
+    for name in [*filter(None, args.models.split(",")), *files]:
+        with tempfile.TemporaryDirectory() as folder:
+            shared = (args.threads, args.size, args.width, name in files)
+            cases = [Case(name, Path(folder), int(batch), *shared) for batch in args.batches.split(",")]
+            rewritten += prepare(cases[0], files.get(name))
+            yield f"\n**{name}**\n"
+            yield from table(cases, args.rounds, not args.no_memory)
+    yield from rewritten
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the block between the markers in the file."""
+    page = path.read_text(encoding="utf-8")
+    if BEGIN not in page or END not in page:
+        raise SystemExit(f"{path} has no lines {BEGIN} and {END} to write between")
+    head, tail = page.split(BEGIN, 1)[0], page.split(END, 1)[1]
+    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--models", default="vgg16,resnet50", help="networks of exporters.torch_nets, by commas")
+    parser.add_argument("--onnx", action="append", default=[], metavar="PATH", help="a model's file; may be repeated")
+    parser.add_argument("--batches", default="1,8", help="a model whose batch is fixed allows no other")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--size", type=int, default=224, help="height and width of the pictures")
+    parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help=f"put the report between {BEGIN} and {END} there")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    command = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(command)
+    if args.alone:
+        described = json.loads(args.alone)
+        engine = ENGINES[described.pop("engine")]
+        run_alone(Case(**described | {"folder": Path(described["folder"])}), engine)
+        return
+    lines: list[str] = []
+    for line in report(args, command):
+        print(line, flush=True)
+        lines.append(line)
+    if args.write:
+        write(args.write, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

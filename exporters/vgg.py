@@ -1,0 +1,38 @@
+"""Write VGG16 or VGG19 with random weights: `python -m exporters.vgg --out vgg16.onnx`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from exporters.torch_nets import export, vgg16, vgg19
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m exporters.vgg", description=__doc__)
+    parser.add_argument("--out", required=True, help="the file to write")
+    parser.add_argument("--depth", type=int, choices=(16, 19), default=16)
+    parser.add_argument("--size", type=int, default=224, help="height and width of the pictures")
+    parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
+    parser.add_argument("--hidden", type=int, default=4096, help="width of the dense layers")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--batchnorm", action="store_true", help="a batch norm after every convolution")
+    parser.add_argument("--folded", action="store_true", help="fold batch norms into the convolutions")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--opset", type=int, default=18)
+    args = parser.parse_args(arguments)
+    build = vgg16 if args.depth == 16 else vgg19
+    module = build(
+        seed=args.seed,
+        width=args.width,
+        size=args.size,
+        hidden=args.hidden,
+        classes=args.classes,
+        batchnorm=args.batchnorm,
+    )
+    export(module, args.out, (1, 3, args.size, args.size), opset=args.opset, folded=args.folded)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Sums of products: Conv, ConvTranspose, Gemm, MatMul."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnx_lrp.adjoints.registry import bilinear
+from onnx_lrp.adjoints.shapes import concat_ints, crop_like, dim_of, ints, spatial_axes
+from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import ModelError
+
+# Towards few channels ConvTranspose is faster than a Conv with flipped weights (1.9 against 4.8 ms at 64 -> 3 channels).
+_FEW_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution slides: kernel, strides, dilations, pads at the beginning and the end of each axis, groups."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    group: int
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Distance between the first and the last tap of the kernel, per axis."""
+        return tuple(d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True))
+
+    @property
+    def pads(self) -> list[int]:
+        """Pads as ONNX writes them."""
+        return [*self.begin, *self.end]
+
+    @property
+    def symmetric(self) -> bool:
+        """True if both ends of every axis are padded alike."""
+        return self.begin == self.end
+
+
+def geometry(call: Call) -> Geometry:
+    """The geometry of a Conv or ConvTranspose with explicit pads."""
+    attrs = call.attrs
+    weight = call.given(1)
+    kernel = tuple(attrs.get("kernel_shape") or weight.shape[2:])
+    if not all(isinstance(k, int) for k in kernel):
+        raise ModelError(f"node '{call.site}' ({call.op}): the kernel's size is not known; export with static weights")
+    n = len(kernel)
+    pads = tuple(attrs.get("pads") or (0,) * (2 * n))
+    ones = (1,) * n
+    return Geometry(
+        kernel,
+        tuple(attrs.get("strides") or ones),
+        tuple(attrs.get("dilations") or ones),
+        pads[:n],
+        pads[n:],
+        int(attrs.get("group", 1)),
+    )
+
+
+def _flipped(e: Emitter, weight: Value, group: int, kernel: tuple[int, ...]) -> Value:
+    """Weights (M, C/g, k…) with in- and output channels exchanged per group and every spatial axis reversed.
+
+    A few operators on the source's own weights: the runtime folds them when the session is made.
+    """
+    n = len(kernel)
+    if group == 1:
+        turned = e.op("Transpose", weight, perm=[1, 0, *range(2, 2 + n)])
+    else:
+        m, c = weight.shape[0], weight.shape[1]
+        assert isinstance(m, int) and isinstance(c, int)
+        turned = weight
+        if m != group or c != 1:
+            split = e.op("Reshape", weight, ints(e, [group, m // group, c, *kernel]))
+            swapped = e.op("Transpose", split, perm=[0, 2, 1, *range(3, 3 + n)])
+            turned = e.op("Reshape", swapped, ints(e, [group * c, m // group, *kernel]))
+    axes = [2 + i for i, k in enumerate(kernel) if k > 1]
+    if not axes:
+        return turned
+    far = [np.iinfo(np.int64).min] * len(axes)
+    return e.op("Slice", turned, ints(e, [-1] * len(axes)), ints(e, far), ints(e, axes), ints(e, [-1] * len(axes)), shape=turned.shape)
+
+
+def _conv_attrs(g: Geometry) -> dict[str, Any]:
+    return {"kernel_shape": list(g.kernel), "strides": list(g.strides), "dilations": list(g.dilations), "pads": g.pads, "group": g.group}
+
+
+def conv_input(e: Emitter, call: Call, d: Value) -> Value:
+    """Adjoint of Conv with respect to its input."""
+    x, weight, g = call.given(0), call.given(1), geometry(call)
+    channels = weight.shape[1]
+    reach = g.reach
+    flat = all(s == 1 for s in g.strides)
+    if flat and all(p <= r for p, r in zip((*g.begin, *g.end), reach + reach, strict=True)):
+        static = isinstance(channels, int) and isinstance(weight.shape[0], int)
+        if static and (g.group > 1 or channels >= _FEW_CHANNELS):  # type: ignore[operator]
+            pads = [*(r - p for r, p in zip(reach, g.begin, strict=True)), *(r - p for r, p in zip(reach, g.end, strict=True))]
+            attrs = _conv_attrs(g) | {"pads": pads}
+            return e.op("Conv", d, _flipped(e, weight, g.group, g.kernel), shape=x.shape, **attrs)
+    return _transposed(e, d, weight, x, g)
+
+
+def _transposed(e: Emitter, d: Value, weight: Value, x: Value, g: Geometry) -> Value:
+    """ConvTranspose back to the size of ``x``; asymmetric pads are cut off afterwards (CUDA has no kernel for them)."""
+    attrs = _conv_attrs(g)
+    axes = list(range(2, 2 + len(g.kernel)))
+    inner = [x.shape[a] for a in axes]
+    outer = [d.shape[a] for a in axes]
+    if g.symmetric and all(isinstance(s, int) for s in inner + outer):
+        # What the strides left over at the end of each axis comes back as output_padding.
+        left = [
+            i - ((o - 1) * s + r + 1 - 2 * p)  # type: ignore[operator]
+            for i, o, s, r, p in zip(inner, outer, g.strides, g.reach, g.begin, strict=True)
+        ]
+        if all(0 <= extra < max(s, k) for extra, s, k in zip(left, g.strides, g.dilations, strict=True)):
+            return e.op("ConvTranspose", d, weight, output_padding=left, shape=x.shape, **attrs)
+    attrs["output_padding"] = [s - 1 for s in g.strides]
+    if g.symmetric:
+        grown = e.op("ConvTranspose", d, weight, **attrs)
+        return crop_like(e, grown, x, axes, [0] * len(axes))
+    attrs["pads"] = [0] * (2 * len(axes))
+    # Whatever lies beyond the last window gets zeros, should a large end pad have hidden it.
+    grown = e.op("ConvTranspose", d, weight, **attrs)
+    missing = [0] * len(axes)
+    if any(isinstance(grown.shape[a], int) and isinstance(x.shape[a], int) for a in axes):
+        for k, a in enumerate(axes):
+            have, need = grown.shape[a], x.shape[a]
+            if isinstance(have, int) and isinstance(need, int):
+                missing[k] = max(0, g.begin[k] + need - have)
+    if any(missing):
+        grown = e.op("Pad", grown, ints(e, [0] * len(axes) + missing), None, ints(e, axes))
+    return crop_like(e, grown, x, axes, list(g.begin))
+
+
+def _weight_gradient(e: Emitter, x: Value, d: Value, weight: Value, g: Geometry) -> Value:
+    """Correlate input and cotangent: batch and channels change places, strides and dilations too."""
+    n = len(g.kernel)
+    axes = list(range(2, 2 + n))
+    if g.group == 1:
+        turned = e.op("Transpose", x, perm=[1, 0, *axes])
+    else:
+        c = weight.shape[1]
+        assert isinstance(c, int)
+        sizes = [dim_of(e, x, a) for a in axes]
+        split = e.op("Reshape", x, concat_ints(e, [dim_of(e, x, 0), [g.group, c], *sizes]))
+        swapped = e.op("Transpose", split, perm=[2, 1, 0, *range(3, 3 + n)])
+        joined = e.op("Mul", dim_of(e, x, 0), ints(e, [g.group]))
+        turned = e.op("Reshape", swapped, concat_ints(e, [[c], joined, *sizes]))
+    kernel = e.op("Transpose", d, perm=[1, 0, *axes])
+    grown = e.op("Conv", turned, kernel, strides=list(g.dilations), dilations=list(g.strides), pads=g.pads, group=g.group)
+    swapped = e.op("Transpose", grown, perm=[1, 0, *axes])
+    return crop_like(e, swapped, weight, axes, [0] * n)
+
+
+def conv_weight(e: Emitter, call: Call, d: Value) -> Value:
+    """Adjoint of Conv with respect to its weights."""
+    return _weight_gradient(e, call.given(0), d, call.given(1), geometry(call))
+
+
+def _channel_sum(e: Emitter, call: Call, d: Value) -> Value:
+    return e.op("ReduceSum", d, ints(e, [0, *spatial_axes(call)]), keepdims=0)
+
+
+bilinear("Conv", conv_input, conv_weight, bias=2, bias_adjoint=_channel_sum, bias_shape=lambda call: (call.given(1).shape[0],))
+
+
+def conv_transpose_input(e: Emitter, call: Call, d: Value) -> Value:
+    """Adjoint of ConvTranspose with respect to its input: the Conv with the same weights."""
+    x, g = call.given(0), geometry(call)
+    axes = spatial_axes(call)
+    back = e.op("Conv", d, call.given(1), **_conv_attrs(g))
+    return crop_like(e, back, x, axes, [0] * len(axes))
+
+
+def conv_transpose_weight(e: Emitter, call: Call, d: Value) -> Value:
+    """Adjoint of ConvTranspose with respect to its weights."""
+    return _weight_gradient(e, d, call.given(0), call.given(1), geometry(call))
+
+
+def _transpose_channels(call: Call) -> tuple[Any, ...] | None:
+    per_group = call.given(1).shape[1]
+    return (per_group * int(call.attrs.get("group", 1)),) if isinstance(per_group, int) else None
+
+
+bilinear("ConvTranspose", conv_transpose_input, conv_transpose_weight, bias=2, bias_adjoint=_channel_sum, bias_shape=_transpose_channels)
+
+
+def _gemm_flags(call: Call) -> tuple[int, int, float]:
+    return int(call.attrs.get("transA", 0)), int(call.attrs.get("transB", 0)), float(call.attrs.get("alpha", 1.0))
+
+
+def gemm_a(e: Emitter, call: Call, d: Value) -> Value:
+    """Y = alpha A' B' + beta C: dA' = alpha d B'^T, written without a Transpose."""
+    trans_a, trans_b, alpha = _gemm_flags(call)
+    b = call.given(1)
+    if trans_a:
+        return e.op("Gemm", b, d, transA=trans_b, transB=1, alpha=alpha)
+    return e.op("Gemm", d, b, transB=1 - trans_b, alpha=alpha)
+
+
+def gemm_b(e: Emitter, call: Call, d: Value) -> Value:
+    """DB' = alpha A'^T d."""
+    trans_a, trans_b, alpha = _gemm_flags(call)
+    a = call.given(0)
+    if trans_b:
+        return e.op("Gemm", d, a, transA=1, transB=trans_a, alpha=alpha)
+    return e.op("Gemm", a, d, transA=1 - trans_a, alpha=alpha)
+
+
+bilinear(
+    "Gemm",
+    gemm_a,
+    gemm_b,
+    bias=2,
+    bias_adjoint=lambda e, call, d: d if call.attrs.get("beta", 1.0) == 1.0 else d * call.attrs["beta"],
+    broadcasts=True,
+)
+
+
+def _swap(e: Emitter, value: Value) -> Value:
+    """The last two axes exchanged."""
+    n = value.rank
+    return e.op("Transpose", value, perm=[*range(n - 2), n - 1, n - 2])
+
+
+def matmul_a(e: Emitter, call: Call, d: Value) -> Value:
+    """DA = d B^T; vectors get an axis of length 1 on their side."""
+    a, b = call.given(0), call.given(1)
+    if b.rank == 1:
+        column = d if a.rank == 1 else e.op("Unsqueeze", d, ints(e, [-1]))
+        return column * b
+    if a.rank == 1:
+        return e.op("Squeeze", b @ e.op("Unsqueeze", d, ints(e, [-1])), ints(e, [-1]))
+    return d @ _swap(e, b)
+
+
+def matmul_b(e: Emitter, call: Call, d: Value) -> Value:
+    """DB = A^T d."""
+    a, b = call.given(0), call.given(1)
+    if a.rank == 1:
+        row = d if b.rank == 1 else e.op("Unsqueeze", d, ints(e, [-2]))
+        return row * (a if b.rank == 1 else e.op("Unsqueeze", a, ints(e, [-1])))
+    if b.rank == 1:
+        return e.op("Squeeze", _swap(e, a) @ e.op("Unsqueeze", d, ints(e, [-1])), ints(e, [-1]))
+    return _swap(e, a) @ d
+
+
+def _matmul_forward(e: Emitter, call: Call) -> Value:
+    product = e.op("MatMul", call.given(0), call.given(1), label="MatMul_again")
+    bias = call.input(2)
+    return product if bias is None else product + bias
+
+
+# MatMul and a constant Add after it are seen as one linear call: the view has a third input, the bias.
+bilinear("MatMul", matmul_a, matmul_b, bias=2, broadcasts=True, forward=_matmul_forward)

@@ -1,0 +1,132 @@
+"""y_i = f(x_i): a table of derivatives, each a function of (e, call, x, y)."""
+
+from __future__ import annotations
+
+import math
+
+import onnx
+
+from onnx_lrp.adjoints.registry import linear, pointwise
+from onnx_lrp.emit import Call, Emitter, Value
+
+
+def _where(e: Emitter, condition: Value, yes: Value | float, no: Value | float, like: Value) -> Value:
+    a = yes if isinstance(yes, Value) else e.const(yes, like.dtype)
+    b = no if isinstance(no, Value) else e.const(no, like.dtype)
+    return e.op("Where", condition, a, b)
+
+
+def _above(e: Emitter, x: Value, bound: float | Value = 0.0) -> Value:
+    return e.op("Greater", x, bound if isinstance(bound, Value) else e.const(bound, x.dtype))
+
+
+def _step(e: Emitter, x: Value, bound: float | Value = 0.0) -> Value:
+    """1 where x > bound, else 0."""
+    return e.op("Cast", _above(e, x, bound), to=int(onnx.helper.np_dtype_to_tensor_dtype(x.dtype)))
+
+
+def _between(e: Emitter, x: Value, low: Value | float | None, high: Value | float | None) -> Value | float:
+    """1 inside the bounds, else 0; on a bound itself 1, as torch.clamp has it."""
+    inside: Value | float = 1.0
+    if low is not None:
+        inside = 1.0 - _step(e, -x, -low)
+    if high is not None:
+        inside = (1.0 - _step(e, x, high)) * inside
+    return inside
+
+
+def _normal_density(x: Value, e: Emitter) -> Value:
+    return e.op("Exp", x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+
+
+def _normal_cdf(x: Value, e: Emitter) -> Value:
+    return (e.op("Erf", x * math.sqrt(0.5)) + 1.0) * 0.5
+
+
+def _gelu(e: Emitter, call: Call, x: Value, y: Value) -> Value:
+    if call.attrs.get("approximate", "none") == "none":
+        return _normal_cdf(x, e) + x * _normal_density(x, e)
+    # y = x/2 (1 + t), t = tanh(c (x + a x^3))
+    c, a = math.sqrt(2 / math.pi), 0.044715
+    t = e.op("Tanh", (x + x * x * x * a) * c)
+    return (t + 1.0) * 0.5 + x * (1.0 - t * t) * (x * x * (3 * a) + 1.0) * (0.5 * c)
+
+
+def _elu(e: Emitter, call: Call, x: Value, y: Value) -> Value:
+    alpha = float(call.attrs.get("alpha", 1.0))
+    return _where(e, _above(e, x), 1.0, e.op("Exp", e.op("Min", x, 0.0)) * alpha, x)
+
+
+def _selu(e: Emitter, call: Call, x: Value, y: Value) -> Value:
+    alpha, gamma = float(call.attrs.get("alpha", 1.6732632)), float(call.attrs.get("gamma", 1.050701))
+    return _where(e, _above(e, x), gamma, e.op("Exp", e.op("Min", x, 0.0)) * (alpha * gamma), x)
+
+
+def _celu(e: Emitter, call: Call, x: Value, y: Value) -> Value:
+    alpha = float(call.attrs.get("alpha", 1.0))
+    return _where(e, _above(e, x), 1.0, e.op("Exp", e.op("Min", x, 0.0) * (1 / alpha)), x)
+
+
+def _hard_sigmoid(e: Emitter, call: Call, x: Value, y: Value) -> Value:
+    alpha = float(call.attrs.get("alpha", 0.2))
+    return _step(e, y) * _step(e, 1.0 - y) * alpha
+
+
+def _hard_swish(e: Emitter, call: Call, x: Value, y: Value) -> Value:
+    """X * clip(x/6 + 1/2, 0, 1): x/3 + 1/2 inside (-3, 3), 0 below, 1 above."""
+    return _where(e, _above(e, x, 3.0), 1.0, _step(e, x, -3.0) * (x * (1 / 3) + 0.5), x)
+
+
+def _mish(e: Emitter, call: Call, x: Value, y: Value) -> Value:
+    t = e.op("Tanh", e.op("Softplus", x))
+    return t + x * (1.0 - t * t) * e.op("Sigmoid", x)
+
+
+def _swish(e: Emitter, call: Call, x: Value, y: Value) -> Value:
+    s = e.op("Sigmoid", x * float(call.attrs.get("alpha", 1.0)))
+    return s + y * (1.0 - s) * float(call.attrs.get("alpha", 1.0))
+
+
+def _softsign(e: Emitter, call: Call, x: Value, y: Value) -> Value:
+    scale = e.op("Abs", x) + 1.0
+    return 1.0 / (scale * scale)
+
+
+pointwise("Relu", lambda e, call, x, y: _step(e, y))
+pointwise("LeakyRelu", lambda e, call, x, y: _where(e, _above(e, x), 1.0, float(call.attrs.get("alpha", 0.01)), x))
+pointwise("ThresholdedRelu", lambda e, call, x, y: _step(e, x, float(call.attrs.get("alpha", 1.0))))
+pointwise("Clip", lambda e, call, x, y: _between(e, x, call.input(1), call.input(2)))
+pointwise("Sigmoid", lambda e, call, x, y: y * (1.0 - y))
+pointwise("Tanh", lambda e, call, x, y: 1.0 - y * y)
+pointwise("Erf", lambda e, call, x, y: e.op("Exp", -(x * x)) * (2 / math.sqrt(math.pi)))
+pointwise("Gelu", _gelu)
+pointwise("Exp", lambda e, call, x, y: y)
+pointwise("Log", lambda e, call, x, y: 1.0 / x)
+pointwise("Sqrt", lambda e, call, x, y: 0.5 / y)
+pointwise("Reciprocal", lambda e, call, x, y: -(y * y))
+pointwise("Abs", lambda e, call, x, y: e.op("Sign", x))
+pointwise("HardSwish", _hard_swish)
+pointwise("HardSigmoid", _hard_sigmoid)
+pointwise("Elu", _elu)
+pointwise("Selu", _selu)
+pointwise("Celu", _celu)
+pointwise("Softplus", lambda e, call, x, y: e.op("Sigmoid", x))
+pointwise("Softsign", _softsign)
+pointwise("Mish", _mish)
+pointwise("Swish", _swish)
+pointwise("Sin", lambda e, call, x, y: e.op("Cos", x))
+pointwise("Cos", lambda e, call, x, y: -e.op("Sin", x))
+pointwise("Tan", lambda e, call, x, y: y * y + 1.0)
+pointwise("Asin", lambda e, call, x, y: 1.0 / e.op("Sqrt", 1.0 - x * x))
+pointwise("Acos", lambda e, call, x, y: -1.0 / e.op("Sqrt", 1.0 - x * x))
+pointwise("Atan", lambda e, call, x, y: 1.0 / (x * x + 1.0))
+pointwise("Sinh", lambda e, call, x, y: e.op("Cosh", x))
+pointwise("Cosh", lambda e, call, x, y: e.op("Sinh", x))
+pointwise("Asinh", lambda e, call, x, y: 1.0 / e.op("Sqrt", x * x + 1.0))
+pointwise("Acosh", lambda e, call, x, y: 1.0 / e.op("Sqrt", x * x - 1.0))
+pointwise("Atanh", lambda e, call, x, y: 1.0 / (1.0 - x * x))
+
+
+@linear("Identity", "Dropout", moves=True, elementwise=True)
+def _identity(e: Emitter, call: Call, d: Value) -> Value:
+    return d if isinstance(d, Value) else d[0]

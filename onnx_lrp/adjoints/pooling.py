@@ -1,0 +1,165 @@
+"""MaxPool and AveragePool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnx_lrp.adjoints.registry import linear, nonlinear
+from onnx_lrp.adjoints.shapes import concat_ints, crop_like, dim_of, ints, ones_like, reshape_like, shape_of
+from onnx_lrp.emit import Call, Emitter, Value
+
+
+@dataclass(frozen=True)
+class Window:
+    """A pooling window with explicit pads."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    ceil: bool
+
+    @property
+    def apart(self) -> bool:
+        """True if no two windows share an element."""
+        return all(s >= d * (k - 1) + 1 for s, d, k in zip(self.strides, self.dilations, self.kernel, strict=True))
+
+    @property
+    def padded(self) -> bool:
+        """True if there is any padding."""
+        return any(self.begin) or any(self.end)
+
+    def attrs(self, pads: bool = True) -> dict[str, Any]:
+        """As attributes of a pooling operator."""
+        result: dict[str, Any] = {"kernel_shape": list(self.kernel), "strides": list(self.strides)}
+        if any(d != 1 for d in self.dilations):
+            result["dilations"] = list(self.dilations)
+        if pads and self.padded:
+            result["pads"] = [*self.begin, *self.end]
+        if self.ceil:
+            result["ceil_mode"] = 1
+        return result
+
+
+def window(call: Call) -> Window:
+    """The window of a pooling call with explicit pads."""
+    attrs = call.attrs
+    kernel = tuple(attrs["kernel_shape"])
+    n = len(kernel)
+    pads = tuple(attrs.get("pads") or (0,) * (2 * n))
+    ones = (1,) * n
+    return Window(
+        kernel, tuple(attrs.get("strides") or ones), tuple(attrs.get("dilations") or ones), pads[:n], pads[n:], bool(attrs.get("ceil_mode", 0))
+    )
+
+
+@nonlinear("MaxPool", moves=True)
+def _max_pool(e: Emitter, call: Call, d: Value) -> Value:
+    """The first of the largest elements of a window takes all.
+
+    The pool is run again with its Indices output, so that the source's own pool keeps its fast kernel; Indices are
+    flat over all axes. Windows that share no element need no sum: MaxUnpool. Otherwise ScatterElements adds.
+    """
+    x, w = call.given(0), window(call)
+    if e.portable:
+        return _max_pool_by_patches(e, call, d, w)
+    pooled, indices = e.ops("MaxPool", x, outputs=2, label="MaxPool_indices", **w.attrs())
+    pooled.facts, indices.facts = call.output.facts, indices.facts
+    if w.apart and not w.padded and not w.ceil and all(k == 1 for k in w.dilations) and len(w.kernel) <= 3:
+        return e.op("MaxUnpool", d, indices, shape_of(e, x), kernel_shape=list(w.kernel), strides=list(w.strides), shape=x.shape)
+    flat = ints(e, [-1])
+    total = e.op("ReduceProd", shape_of(e, x), keepdims=1)
+    blank = e.op("ConstantOfShape", total, value=np.array([0], d.dtype))
+    added = e.op("ScatterElements", blank, e.op("Reshape", indices, flat), e.op("Reshape", d, flat), axis=0, reduction="add")
+    return reshape_like(e, added, x)
+
+
+def _max_pool_by_patches(e: Emitter, call: Call, d: Value, w: Window) -> Value:
+    """The same without Indices, MaxUnpool or ScatterElements, for runtimes that lack them.
+
+    One-hot kernels copy every window into an axis of patches; the first patch that equals the maximum takes all, and
+    the transposed convolution adds it back. Padding must never win: it gets the lowest number.
+    """
+    x = call.given(0)
+    count, n = int(np.prod(w.kernel)), len(w.kernel)
+    axes = list(range(2, 2 + n))
+    inside = x
+    grow = [0] * n
+    if w.ceil:  # make the overhang of the last windows explicit
+        for i, (a, k) in enumerate(zip(axes, w.kernel, strict=True)):
+            have, windows = x.shape[a], call.output.shape[a]
+            reach = w.dilations[i] * (k - 1) + 1
+            if isinstance(have, int) and isinstance(windows, int):
+                grow[i] = max(0, (windows - 1) * w.strides[i] + reach - have - w.begin[i] - w.end[i])
+            else:
+                grow[i] = w.strides[i] - 1
+    begin, end = list(w.begin), [p + g for p, g in zip(w.end, grow, strict=True)]
+    if any(begin) or any(end):
+        lowest = e.const(np.finfo(x.dtype).min, x.dtype)
+        inside = e.op("Pad", x, ints(e, begin + end), lowest, ints(e, axes))
+    # Channels join the batch, so that one small kernel serves all.
+    sizes = [dim_of(e, inside, a) for a in axes]
+    rows = e.op("Reshape", inside, concat_ints(e, [[-1, 1], *sizes]))
+    kernel = e.const(np.eye(count, dtype=x.dtype).reshape(count, 1, *w.kernel), name="patches")
+    attrs = {"kernel_shape": list(w.kernel), "strides": list(w.strides), "dilations": list(w.dilations)}
+    patches = e.op("Conv", rows, kernel, **attrs)
+    windows = [dim_of(e, call.output, a) for a in axes]
+    tops = e.op("Reshape", call.output, concat_ints(e, [[-1, 1], *windows]))
+    to = {np.dtype(np.float32): 1, np.dtype(np.float64): 11}[x.dtype]
+    patches = crop_like(e, patches, tops, axes, [0] * n)
+    hit = e.op("Cast", e.op("Equal", patches, tops), to=to)
+    first = e.op("Cast", e.op("Equal", e.op("CumSum", hit, e.const(1, np.int64)), e.const(1, x.dtype)), to=to) * hit
+    share = first * e.op("Reshape", d, concat_ints(e, [[-1, 1], *windows]))
+    spread = e.op("ConvTranspose", share, kernel, output_padding=[s - 1 for s in w.strides], **attrs)
+    back = _window_back(e, spread, x, axes, begin)
+    return reshape_like(e, back, x)
+
+
+def _window_back(e: Emitter, spread: Value, x: Value, axes: list[int], begin: list[int]) -> Value:
+    """Cut the window of x out of what a transposed convolution spread, with zeros where no window reached."""
+    ends = [dim_of(e, x, a) + b for a, b in zip(axes, begin, strict=True)]
+    short = [e.op("Max", end - dim_of(e, spread, a), ints(e, [0])) for end, a in zip(ends, axes, strict=True)]
+    known = [e.ints(s) for s in short]
+    if any(k is None or k[0] for k in known):
+        spread = e.op("Pad", spread, concat_ints(e, [[0] * len(axes), *short]), None, ints(e, axes))
+    return crop_like(e, spread, x, axes, begin)
+
+
+@linear("AveragePool")
+def _average_pool(e: Emitter, call: Call, d: Value) -> Value:
+    """d / count, spread over each window by a transposed convolution with ones; channels join the batch."""
+    x, w = call.given(0), window(call)
+    axes = list(range(2, 2 + len(w.kernel)))
+    share = d / window_count(e, call)
+    rows = e.op("Reshape", share, concat_ints(e, [[-1, 1], *(dim_of(e, d, a) for a in axes)]))
+    ones = e.const(np.ones((1, 1, *w.kernel), x.dtype), name="ones")
+    attrs = {"kernel_shape": list(w.kernel), "strides": list(w.strides), "dilations": list(w.dilations)}
+    spread = e.op("ConvTranspose", rows, ones, output_padding=[s - 1 for s in w.strides], **attrs)
+    return reshape_like(e, _window_back(e, spread, x, axes, list(w.begin)), x)
+
+
+def window_count(e: Emitter, call: Call) -> Value | float:
+    """How many elements each window of an AveragePool divides by: a number, or a map of the output's size."""
+    w = window(call)
+    full = float(np.prod(w.kernel))
+    if not w.ceil and (not w.padded or call.attrs.get("count_include_pad", 0)):
+        return full
+    # The pool's own opinion: the mean of ones over a window of known size, with padding counted as zero.
+    x = call.given(0)
+    ones = ones_like(e, e.op("Slice", x, ints(e, [0, 0]), ints(e, [1, 1]), ints(e, [0, 1]), shape=(1, 1, *x.shape[2:])))
+    if call.attrs.get("count_include_pad", 0):
+        pads = [0, 0, *w.begin, 0, 0, *w.end]
+        ones = e.op("Pad", ones, ints(e, pads), e.const(1, x.dtype))
+        begin = end = (0,) * len(w.kernel)
+    else:
+        begin, end = w.begin, w.end
+    axes = list(range(2, 2 + len(w.kernel)))
+    grow = [w.strides[i] - 1 + w.dilations[i] * (k - 1) if w.ceil else 0 for i, k in enumerate(w.kernel)]
+    padded = e.op("Pad", ones, ints(e, [*begin, *(p + g for p, g in zip(end, grow, strict=True))]), None, ints(e, axes))
+    kernel = e.const(np.ones((1, 1, *w.kernel), x.dtype), name="ones")
+    count = e.op("Conv", padded, kernel, kernel_shape=list(w.kernel), strides=list(w.strides), dilations=list(w.dilations))
+    return crop_like(e, count, call.output, axes, [0] * len(axes))

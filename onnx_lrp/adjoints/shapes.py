@@ -1,0 +1,188 @@
+"""Helpers whose form depends on shapes: static constants where the shape is known, Shape arithmetic where it is not.
+
+No rule and no adjoint ever sees the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.facts import Dim
+
+_INT = np.int64
+
+
+def same_shape(a: Value, b: Value) -> bool:
+    """True if both shapes are known to be equal (equal numbers or equal symbols)."""
+    return a.facts.shape is not None and a.facts.shape == b.facts.shape and None not in a.shape
+
+
+def shape_of(e: Emitter, value: Value) -> Value:
+    """The shape of a tensor as an int64 vector."""
+    if value.static:
+        return e.const(np.array(value.shape, _INT), name="shape")
+    return e.op("Shape", value, shape=(value.rank,))
+
+
+def dim_of(e: Emitter, value: Value, axis: int) -> Value:
+    """Length of one axis as an int64 vector of one element."""
+    axis %= value.rank
+    length = value.shape[axis]
+    if isinstance(length, int):
+        return e.const(np.array([length], _INT), name="dim")
+    return e.op("Shape", value, start=axis, end=axis + 1, shape=(1,))
+
+
+def ints(e: Emitter, values: Sequence[int]) -> Value:
+    """An int64 vector."""
+    return e.const(np.array(list(values), _INT), name="ints")
+
+
+def concat_ints(e: Emitter, parts: Sequence[Value | Sequence[int]]) -> Value:
+    """An int64 vector joined from vectors and plain ints."""
+    values = [p if isinstance(p, Value) else ints(e, p) for p in parts if isinstance(p, Value) or len(p)]
+    return values[0] if len(values) == 1 else e.op("Concat", *values, axis=0)
+
+
+def reshape_like(e: Emitter, value: Value, like: Value) -> Value:
+    """The same elements in the shape of another tensor."""
+    if same_shape(value, like):
+        return value
+    unknown = [i for i, d in enumerate(like.shape) if not isinstance(d, int)]
+    if len(unknown) <= 1 and 0 not in like.shape:
+        # At most one unknown axis: Reshape can work it out itself, unless some other axis has length zero.
+        target = [d if isinstance(d, int) else -1 for d in like.shape]
+        return e.op("Reshape", value, ints(e, target), shape=like.shape)
+    return e.op("Reshape", value, shape_of(e, like), shape=like.shape, allowzero=1)
+
+
+def expand_like(e: Emitter, value: Value, like: Value) -> Value:
+    """Broadcast to the shape of another tensor where axes are still of length 1 (or missing)."""
+    if value.rank == like.rank and all(v == t or (v != 1 and t != 1) for v, t in zip(value.shape, like.shape, strict=True)):
+        return value
+    return e.op("Expand", value, shape_of(e, like), shape=like.shape)
+
+
+def ones_like(e: Emitter, value: Value) -> Value:
+    """A tensor of ones in the shape of another."""
+    return filled_like(e, value, 1)
+
+
+def zeros_like(e: Emitter, value: Value) -> Value:
+    """A tensor of zeros in the shape of another."""
+    return filled_like(e, value, 0)
+
+
+def filled_like(e: Emitter, value: Value, number: float) -> Value:
+    """A tensor of one number in the shape of another."""
+    return e.op("ConstantOfShape", shape_of(e, value), shape=value.shape, value=np.array([number], value.dtype))
+
+
+def reduce_like(e: Emitter, value: Value, like: Value) -> Value:
+    """Sum away the axes along which ``like`` was broadcast to the shape of ``value``."""
+    if same_shape(value, like):
+        return value
+    extra = value.rank - like.rank
+    axes = list(range(extra))
+    undecided = False
+    for i, target in enumerate(like.shape):
+        length = value.shape[extra + i]
+        if target == 1 and length != 1:
+            axes.append(extra + i)
+        elif length not in (1, target) and not isinstance(target, int):
+            undecided = True  # two different symbols: either may turn out to be 1
+    if undecided:
+        return _reduce_dynamically(e, value, like)
+    if extra < 0:
+        return reduce_like(e, e.op("Unsqueeze", value, ints(e, range(-extra))), like)
+    summed = e.op("ReduceSum", value, ints(e, axes), keepdims=1) if axes else value
+    if extra:
+        summed = e.op("Squeeze", summed, ints(e, range(extra)))
+    return summed
+
+
+def _reduce_dynamically(e: Emitter, value: Value, like: Value) -> Value:
+    """The same with axes found at run time: those whose lengths differ."""
+    extra = value.rank - like.rank
+    padded = concat_ints(e, [[1] * extra, shape_of(e, like)])
+    differs = e.op("Not", e.op("Equal", shape_of(e, value), padded))
+    axes = e.op("Reshape", e.op("NonZero", differs), ints(e, [-1]))
+    summed = e.op("ReduceSum", value, axes, keepdims=1, noop_with_empty_axes=1)
+    return e.op("Reshape", summed, shape_of(e, like), shape=like.shape)
+
+
+def slice_axes(e: Emitter, value: Value, starts: Sequence[int], ends: Sequence[int | Value], axes: Sequence[int], shape: tuple[Dim, ...] | None = None) -> Value:
+    """Slice with step 1; ends may be computed."""
+    stop = concat_ints(e, [x if isinstance(x, Value) else [x] for x in ends])
+    return e.op("Slice", value, ints(e, starts), stop, ints(e, axes), shape=shape)
+
+
+def crop_like(e: Emitter, value: Value, like: Value, axes: Sequence[int], starts: Sequence[int]) -> Value:
+    """Cut a window of the length of ``like`` out of each axis, beginning at ``starts``."""
+    todo = [(a, s) for a, s in zip(axes, starts, strict=True) if s or not _equal(value.shape[a], like.shape[a])]
+    if not todo:
+        return value
+    ends: list[int | Value] = []
+    for axis, start in todo:
+        length = like.shape[axis]
+        ends.append(start + length if isinstance(length, int) else dim_of(e, like, axis) + start)
+    return slice_axes(e, value, [s for _, s in todo], ends, [a for a, _ in todo])
+
+
+def _equal(a: Dim, b: Dim) -> bool:
+    return a is not None and a == b
+
+
+def spatial_axes(call: Call) -> list[int]:
+    """Axes after batch and channel of a call's first input."""
+    return list(range(2, call.given(0).rank))
+
+
+def arange_like(e: Emitter, value: Value, axis: int) -> Value:
+    """0, 1, … up to the length of an axis, as an int64 vector."""
+    length = value.shape[axis % value.rank]
+    if isinstance(length, int):
+        return e.const(np.arange(length, dtype=_INT), name="range")
+    stop = e.op("Squeeze", dim_of(e, value, axis), ints(e, [0]))
+    return e.op("Range", e.const(0, _INT), stop, e.const(1, _INT))
+
+
+def along_axis(e: Emitter, vector: Value, axis: int, rank: int) -> Value:
+    """A vector as a tensor that broadcasts along all axes but one."""
+    after = rank - 1 - axis % rank
+    return e.op("Unsqueeze", vector, ints(e, range(1, 1 + after))) if after else vector
+
+
+def scatter_axis(e: Emitter, cotangent: Value, indices: Value, axis: int, length: Value) -> Value:
+    """Add slices of a cotangent into zeros: the adjoint of picking ``indices`` (a vector) along one axis.
+
+    Args:
+        e: the emitter.
+        cotangent: what to add; its axis is as long as ``indices``.
+        indices: positions, not negative; they may repeat.
+        axis: the axis.
+        length: how long the axis of the result is (int64 vector of one element).
+    """
+    rank = cotangent.rank
+    axis %= rank
+    front = [axis, *(i for i in range(rank) if i != axis)]
+    back = [front.index(i) for i in range(rank)]
+    turned = cotangent if axis == 0 else e.op("Transpose", cotangent, perm=front)
+    size = concat_ints(e, [length, *(dim_of(e, cotangent, i) for i in front[1:])])
+    known = e.ints(length)
+    if e.portable:
+        # WebGPU and TensorRT add nothing while scattering: multiply by a one-hot matrix instead.
+        stop = e.op("Squeeze", length, ints(e, [0]))
+        places = e.op("Unsqueeze", e.op("Range", e.const(0, _INT), stop, e.const(1, _INT)), ints(e, [1]))
+        hit = e.op("Cast", e.op("Equal", places, indices), to=int(onnx.helper.np_dtype_to_tensor_dtype(cotangent.dtype)))
+        rows = e.op("Reshape", turned, concat_ints(e, [dim_of(e, turned, 0), [-1]]))
+        summed = e.op("Reshape", hit @ rows, size, shape=(known[0] if known else None, *turned.shape[1:]))
+        return summed if axis == 0 else e.op("Transpose", summed, perm=back)
+    shape = (known[0] if known else None, *(cotangent.shape[i] for i in front[1:]))
+    blank = e.op("ConstantOfShape", size, value=np.array([0], cotangent.dtype), shape=shape)
+    summed = e.op("ScatterND", blank, e.op("Unsqueeze", indices, ints(e, [1])), turned, reduction="add", shape=shape)
+    return summed if axis == 0 else e.op("Transpose", summed, perm=back)

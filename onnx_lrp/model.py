@@ -1,0 +1,362 @@
+"""Models in and out: reading, opsets, the weightless skeleton, writing.
+
+Passes over a graph need the structure, not the weights. So the large initializers are set aside once (``Source.weights``)
+and everything that copies or serialises a model (opset conversion, shape inference, checking) works on a *skeleton* in
+which each of them is a typed input. That keeps rewriting in milliseconds and out of protobuf's 2 GiB limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from onnx import external_data_helper, inliner, shape_inference, version_converter
+
+from onnx_lrp.errors import InputError, ModelError
+
+ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | gs.Graph
+
+WORKING_OPSET = 18  # the lowest that all emitted forms are written for; sources below are converted by ONNX's converter
+_NEWEST_OPSET = 26  # the newest that ONNX Runtime 1.31 loads
+_SMALL = 1024  # bytes; tensors up to this stay in the skeleton, because shapes may be computed from them
+_PROTOBUF_LIMIT = 2**31 - 2**20
+
+
+@dataclass
+class Source:
+    """A model as the passes see it.
+
+    Attributes:
+        skeleton: the model at the working opset, each large initializer declared as an input instead.
+        weights: those initializers, in their order.
+        sha256: of the bytes that were given.
+        name: file name or graph name, for messages.
+        folder: where external data is looked up and models refer to it; None for models in memory.
+        original: the model as given (opset untouched), for comparing outputs.
+        defaults: names of graph inputs that have a default value: they can be fed, so they are no constants.
+    """
+
+    skeleton: onnx.ModelProto
+    weights: dict[str, onnx.TensorProto]
+    sha256: str
+    name: str
+    folder: Path | None
+    original: onnx.ModelProto
+    defaults: set[str] = field(default_factory=set)
+
+    @property
+    def opset(self) -> int:
+        """Version of the ai.onnx operators in the skeleton."""
+        return opset_of(self.skeleton)
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """Version of the ai.onnx domain that a model imports."""
+    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def load(model: ModelLike) -> Source:
+    """Read a model, bring it to the working opset and set its weights aside.
+
+    Args:
+        model: path of an .onnx file, its bytes, a ModelProto, or an onnx_graphsurgeon Graph. Never modified.
+
+    Returns:
+        The source.
+
+    Raises:
+        ModelError: unreadable, invalid, weights missing, external data outside the model's folder, opset too new.
+    """
+    proto, name, folder, digest = _read(model)
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelError(f"{name}: this is no ONNX model (it holds no graph); give a file written by an ONNX exporter")
+    version = opset_of(proto)
+    if not version:
+        raise ModelError(f"{name}: the model imports no ai.onnx opset; re-export it with a standard exporter")
+    if version > _NEWEST_OPSET:
+        raise ModelError(
+            f"{name}: opset {version} is newer than {_NEWEST_OPSET}, the newest that ONNX Runtime loads; export with opset_version={_NEWEST_OPSET} or lower"
+        )
+    _resolve_external(proto, name, folder)
+    skeleton, weights = _split(proto)
+    skeleton = _convert(skeleton, weights, name)
+    if skeleton.functions:
+        skeleton = inliner.inline_local_functions(skeleton)
+    _name_nodes(skeleton)
+    _check(skeleton, name)
+    defaults = {t.name for t in skeleton.graph.initializer} & {i.name for i in skeleton.graph.input}
+    return Source(skeleton, weights, digest, name, folder, proto, defaults)
+
+
+def _read(model: ModelLike) -> tuple[onnx.ModelProto, str, Path | None, str]:
+    if isinstance(model, gs.Graph):
+        model = gs.export_onnx(model)
+    if isinstance(model, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return copy, model.graph.name or "model", None, _digest(_canonical_bytes(copy))
+    if isinstance(model, bytes | bytearray | memoryview):
+        data, name, folder = bytes(model), "model (bytes)", None
+    elif isinstance(model, str | os.PathLike):
+        path = Path(model)
+        name, folder = str(path), path.parent
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ModelError(f"{name}: cannot be read ({error.strerror or error}); check the path") from None
+    else:
+        raise ModelError(f"a model is a path, bytes, ModelProto or onnx_graphsurgeon.Graph, not {type(model).__name__}")
+    try:
+        proto = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError):
+        raise ModelError(f"{name}: not an ONNX file, or cut short (its bytes do not parse); export or download it again") from None
+    return proto, name, folder, _digest(data)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _canonical_bytes(proto: onnx.ModelProto) -> bytes:
+    try:
+        return proto.SerializeToString(deterministic=True)
+    except ValueError:  # above protobuf's limit: the structure has to do
+        return _split(proto)[0].SerializeToString(deterministic=True)
+
+
+def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) -> None:
+    """Load external tensors into the proto while it stays below protobuf's limit; else check the references only."""
+    tensors = [t for t in _all_tensors(proto) if external_data_helper.uses_external_data(t)]
+    if not tensors:
+        return
+    if folder is None:
+        raise ModelError(f"{name}: weights are external data, which a model in memory cannot find; give the model's path")
+    total = 0
+    root = folder.resolve()
+    for tensor in tensors:
+        info = external_data_helper.ExternalDataInfo(tensor)
+        path = (root / info.location).resolve()
+        if not path.is_relative_to(root):
+            raise ModelError(f"{name}: external data '{info.location}' points outside the model's folder; move it beside the model")
+        if not path.is_file():
+            raise ModelError(f"{name}: external data '{info.location}' is missing; put the file beside the model")
+        size = path.stat().st_size
+        if (info.offset or 0) + (info.length or 0) > size:
+            raise ModelError(f"{name}: external data '{info.location}' is cut short ({size} bytes); copy it again")
+        total += info.length or size
+    if total + proto.ByteSize() < _PROTOBUF_LIMIT:
+        for tensor in tensors:
+            external_data_helper.load_external_data_for_tensor(tensor, str(root))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+
+
+def _all_tensors(proto: onnx.ModelProto) -> Iterable[onnx.TensorProto]:
+    yield from proto.graph.initializer
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+
+
+def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
+    """A model without its large initializers (declared as inputs instead), and those initializers."""
+    weights: dict[str, onnx.TensorProto] = {}
+    skeleton = onnx.ModelProto()
+    for descriptor, value in proto.ListFields():
+        if descriptor.name != "graph":
+            _copy_field(skeleton, descriptor.name, value)
+    declared = {i.name for i in proto.graph.input}
+    for descriptor, value in proto.graph.ListFields():
+        if descriptor.name != "initializer":
+            _copy_field(skeleton.graph, descriptor.name, value)
+    # Below IR 4 every initializer has to be listed among the inputs, yet runtimes treat it as a constant.
+    listed_by_force = proto.ir_version < 4
+    constants = {t.name for t in proto.graph.initializer} if listed_by_force else set()
+    for tensor in proto.graph.initializer:
+        overridable = tensor.name in declared and not listed_by_force
+        if tensor.ByteSize() <= _SMALL or overridable:
+            skeleton.graph.initializer.append(tensor)
+        else:
+            weights[tensor.name] = tensor
+            if tensor.name not in declared:
+                skeleton.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    if listed_by_force and proto.ir_version:
+        small = constants - weights.keys()
+        kept = [i for i in skeleton.graph.input if i.name not in small]
+        del skeleton.graph.input[:]
+        skeleton.graph.input.extend(kept)
+        skeleton.ir_version = 4
+    return skeleton, weights
+
+
+def _copy_field(target: Any, name: str, value: Any) -> None:
+    field_ = getattr(target, name)
+    if hasattr(field_, "extend"):
+        field_.extend(value)
+    elif hasattr(field_, "CopyFrom"):
+        field_.CopyFrom(value)
+    else:
+        setattr(target, name, value)
+
+
+def _convert(skeleton: onnx.ModelProto, weights: dict[str, onnx.TensorProto], name: str) -> onnx.ModelProto:
+    """Bring a model below the working opset up to it; above it stays as it is."""
+    version = opset_of(skeleton)
+    if version < WORKING_OPSET:
+        try:
+            converted = version_converter.convert_version(skeleton, WORKING_OPSET)
+        except Exception as error:  # the converter raises whatever its adapters raise
+            raise ModelError(
+                f"{name}: ONNX's converter cannot bring opset {version} to {WORKING_OPSET} ({_one_line(error)}); export with opset_version={WORKING_OPSET} or higher"
+            ) from None
+        for field_ in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
+            setattr(converted, field_, getattr(skeleton, field_))
+        if not converted.metadata_props:
+            converted.metadata_props.extend(skeleton.metadata_props)
+        converted.graph.doc_string = skeleton.graph.doc_string
+        for opset in skeleton.opset_import:
+            if opset.domain not in {o.domain for o in converted.opset_import} | {"", "ai.onnx"}:
+                converted.opset_import.append(opset)
+        _restore_docs(skeleton, converted)
+        skeleton = converted
+    # IR 8 is what opset 18 belongs to. Anything newer stays: onnx's own default would not load in ONNX Runtime.
+    skeleton.ir_version = max(skeleton.ir_version, 8)
+    return skeleton
+
+
+def _restore_docs(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    """The converter drops what it does not need: put node names, docs and metadata back, found by output name."""
+    known = {n.output[0]: n for n in before.graph.node if n.output}
+    for node in after.graph.node:
+        source = known.get(node.output[0]) if node.output else None
+        if source is not None:
+            node.name = node.name or source.name
+            node.doc_string = source.doc_string
+            if not node.metadata_props:
+                node.metadata_props.extend(source.metadata_props)
+
+
+def _name_nodes(skeleton: onnx.ModelProto) -> None:
+    """Give a unique name to nodes that have none, so that messages and rule books can speak of them."""
+    seen: set[str] = {node.name for node in skeleton.graph.node}
+    used: set[str] = set()
+    for node in skeleton.graph.node:
+        name = node.name
+        if not name or name in used:
+            stem = name or node.op_type
+            number = 0
+            while not name or name in seen or name in used:
+                name = f"{stem}_{number}"
+                number += 1
+            node.name = name
+        used.add(node.name)
+
+
+def _check(skeleton: onnx.ModelProto, name: str) -> None:
+    try:
+        onnx.checker.check_model(skeleton)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{name}: not a valid ONNX model ({_one_line(error)}); check how it was exported") from None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def inferred_graph(source: Source) -> onnx.GraphProto:
+    """The skeleton with inferred shapes (a copy: the source is not touched)."""
+    try:
+        return shape_inference.infer_shapes(source.skeleton, strict_mode=False, data_prop=True).graph
+    except Exception as error:  # inference raises several unrelated types
+        raise ModelError(f"{source.name}: shape inference fails ({_one_line(error)}); check how it was exported") from None
+
+
+def assemble(source: Source, added: onnx.GraphProto, metadata: dict[str, str]) -> onnx.ModelProto:
+    """The explained model: the source's own nodes byte for byte, then what was added.
+
+    Args:
+        source: the source.
+        added: nodes, initializers, inputs and outputs to append.
+        metadata: metadata_props to set on the model.
+
+    Returns:
+        A new model, checked.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(source.skeleton)
+    graph = model.graph
+    graph.node.extend(added.node)
+    graph.initializer.extend(added.initializer)
+    graph.input.extend(added.input)
+    graph.output.extend(added.output)
+    for key, value in metadata.items():
+        entry = next((p for p in model.metadata_props if p.key == key), None) or model.metadata_props.add(key=key)
+        entry.value = value
+    _check(model, source.name)
+    kept = [i for i in graph.input if i.name not in source.weights]
+    del graph.input[:]
+    graph.input.extend(kept)
+    graph.initializer.extend(source.weights.values())
+    return model
+
+
+def save(model: onnx.ModelProto, path: str | os.PathLike[str], folder: Path | None = None) -> None:
+    """Write a model under a temporary name and rename it; weights go beside it where protobuf's limit demands it.
+
+    Args:
+        model: the model.
+        path: where to.
+        folder: where external data that the model refers to lies.
+
+    Raises:
+        InputError: the folder is missing or not writable, or the disk is full; nothing is left behind.
+    """
+    path = Path(path)
+    try:
+        if any(external_data_helper.uses_external_data(t) for t in model.graph.initializer):
+            _bring_external(model, path, folder or path.parent)
+        elif model.ByteSize() >= _PROTOBUF_LIMIT:
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            onnx.save_model(copy, path, save_as_external_data=True, location=path.name + ".data")
+            return
+        write_atomically(path, model.SerializeToString(deterministic=True))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); check the folder and the free space") from None
+
+
+def _bring_external(model: onnx.ModelProto, path: Path, folder: Path) -> None:
+    """Make the data files that the model refers to present beside the output, by hard link where possible."""
+    locations = {external_data_helper.ExternalDataInfo(t).location for t in model.graph.initializer if t.external_data}
+    for location in sorted(locations):
+        target, origin = path.parent / location, folder / location
+        if target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(origin, target)
+        except OSError:
+            with origin.open("rb") as file:
+                write_atomically(target, file.read())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write bytes under a temporary name in the same folder, then rename: a reader never sees half a file."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

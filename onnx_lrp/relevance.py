@@ -1,0 +1,458 @@
+"""Relevance rules as tables, and the one interpreter that runs them.
+
+A rule is a few branches, a branch a few terms, a term three modifiers: of the input, the weight and the bias. Per branch
+
+    z = sum over terms of op(x~, w~, b~);   s = R / stab(z);   R_in += sum over terms of x~ * adjoint(s).
+
+A rule never knows operator names. It re-emits the forward operator on modified inputs and applies that operator's
+adjoint, so it serves a 3-D grouped Conv, a Gemm and a broadcast Mul alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from onnx_lrp.adjoints import OPERATORS, adjoint
+from onnx_lrp.adjoints.shapes import expand_like, ints, ones_like, reduce_like, same_shape
+from onnx_lrp.backward import Relevance
+from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import RuleError
+from onnx_lrp.facts import Sign
+
+
+@dataclass(frozen=True)
+class Modifier:
+    """How a rule changes a tensor before the forward operator sees it.
+
+    Attributes:
+        kind: same x, positive max(x, 0), negative min(x, 0), square x², one 1, zero 0 (the term or bias goes out),
+            raised x + amount·max(x, 0), lowered x + amount·min(x, 0), low and high (the bounds of the z-box rule).
+        amount: factor of raised and lowered.
+    """
+
+    kind: Literal["same", "positive", "negative", "square", "one", "zero", "raised", "lowered", "low", "high"]
+    amount: float = 0.0
+
+    def __call__(self, e: Emitter, x: Value, bounds: Bounds | None = None) -> Value | None:
+        """Emit it; None stands for a tensor of zeros."""
+        match self.kind:
+            case "same":
+                return x
+            case "positive":
+                return positive(e, x)
+            case "negative":
+                return negative(e, x)
+            case "square":
+                return squared(e, x)
+            case "one":
+                return ones_like(e, x)
+            case "zero":
+                return None
+            case "raised":
+                part = positive(e, x)
+                return x if part is None else x * (1 + self.amount) if part is x else x + part * self.amount
+            case "lowered":
+                part = negative(e, x)
+                return x if part is None else x * (1 + self.amount) if part is x else x + part * self.amount
+        if bounds is None:
+            raise RuleError("the bounds of the z-box rule apply to inputs of the model only")
+        return bounds(e, x, self.kind)
+
+
+# (emitter, tensor, "low" or "high") -> the bound, broadcastable to the tensor
+Bounds = Callable[[Emitter, Value, str], Value]
+
+
+def positive(e: Emitter, x: Value) -> Value | None:
+    """max(x, 0), where it is not known to be x itself or zero."""
+    if x.nonnegative:
+        return x
+    return None if x.nonpositive else e.op("Relu", x, label="positive")
+
+
+def negative(e: Emitter, x: Value) -> Value | None:
+    """min(x, 0), where it is not known to be x itself or zero."""
+    if x.nonpositive:
+        return x
+    return None if x.nonnegative else e.op("Min", x, 0.0, label="negative")
+
+
+def squared(e: Emitter, x: Value) -> Value:
+    """x², known to be nonnegative."""
+    result = e.op("Mul", x, x, label="square")
+    result.facts = replace(result.facts, sign=Sign.POSITIVE)
+    return result
+
+
+SAME, POSITIVE, NEGATIVE, SQUARE, ONE, ZERO = (Modifier(k) for k in ("same", "positive", "negative", "square", "one", "zero"))
+LOW, HIGH = Modifier("low"), Modifier("high")
+
+
+def raised(gamma: float) -> Modifier:
+    """x + gamma·max(x, 0)."""
+    return Modifier("raised", gamma)
+
+
+def lowered(gamma: float) -> Modifier:
+    """x + gamma·min(x, 0)."""
+    return Modifier("lowered", gamma)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One application of the forward operator.
+
+    Attributes:
+        x: modifier of the inputs.
+        w: modifier of the weight.
+        b: modifier of the bias.
+        factor: what the term counts in its branch.
+    """
+
+    x: Modifier = SAME
+    w: Modifier = SAME
+    b: Modifier = SAME
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Terms with one common denominator.
+
+    Attributes:
+        terms: its terms.
+        weight: what the branch counts in the rule.
+        where: only where the unmodified output has this sign; the denominator has it there too.
+    """
+
+    terms: tuple[Term, ...]
+    weight: float = 1.0
+    where: Literal["positive", "negative"] | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A relevance rule: a step of the walk.
+
+    Attributes:
+        name: its name.
+        branches: its branches.
+        epsilon: the stabilizer, z + epsilon·sign(z) with sign(0) = +1.
+        bounds: of the z-box rule.
+    """
+
+    name: str
+    branches: tuple[Branch, ...]
+    epsilon: float = 1e-6
+    bounds: Bounds | None = None
+
+    def __call__(self, e: Emitter, call: Call, out: Sequence[Relevance | None]) -> Sequence[Relevance | None]:
+        """Relevance of the inputs."""
+        relevance = out[0]
+        if relevance is None:
+            return [None] * len(call.inputs)
+        roles = roles_of(call, self.name)
+        shares: list[list[tuple[Value | None, Value]]] = [[] for _ in call.inputs]
+        for branch in self.branches:
+            _run(e, call, roles, self, branch, relevance, shares)
+        return [_collect(e, x, share) if share else None for x, share in zip(call.inputs, shares, strict=True)]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which inputs of a call a rule treats as input, weight and bias."""
+
+    inputs: tuple[int, ...]
+    weight: int | None
+    biases: tuple[int, ...]
+    slot: int | None
+
+
+def roles_of(call: Call, rule: str = "a rule") -> Roles:
+    """The roles of a linear or bilinear call with one live factor.
+
+    Raises:
+        RuleError: both factors are live, or the operator is not linear.
+    """
+    operator = OPERATORS[call.op]
+    active = call.active
+    if operator.verb == "bilinear":
+        live = [i for i in operator.factors if i in active]
+        if len(live) == 2:
+            raise RuleError(f"node '{call.site}': {rule} needs a constant weight, but both factors of this {call.op} depend on the input; use share, gate or factor")
+        weight = next(i for i in operator.factors if i not in live) if live else None
+        biases = (operator.bias,) if operator.bias is not None and operator.bias not in active else ()
+        return Roles(active, weight, biases, operator.bias)
+    if operator.verb != "linear":
+        raise RuleError(f"node '{call.site}': {rule} is for linear operators, {call.op} is {operator.verb}; use pass")
+    return Roles(active, None, tuple(i for i in range(len(call.inputs)) if i not in active), None)
+
+
+def _run(e: Emitter, call: Call, roles: Roles, rule: Rule, branch: Branch, relevance: Relevance, shares: list[list[tuple[Value | None, Value]]]) -> None:
+    """Emit one branch and add its shares."""
+    terms, z, held = _forward(e, call, roles, rule, branch)
+    quotient = _quotient(e, call, relevance, z, rule.epsilon, branch, held)
+    if quotient is None:
+        return
+    if branch.weight != 1.0:
+        quotient = quotient * branch.weight
+    _account(e, call, roles, terms, quotient, rule.epsilon, z)
+    for term, applied in terms:
+        signal = quotient if term.factor == 1.0 else quotient * term.factor
+        pieces = adjoint(e, applied, [signal], roles.inputs)
+        for i in roles.inputs:
+            piece, x = pieces[i], applied.input(i)
+            if piece is None:
+                continue
+            shares[i].append((None if term.x.kind == "one" else x, piece))
+
+
+def _forward(e: Emitter, call: Call, roles: Roles, rule: Rule, branch: Branch) -> tuple[list[tuple[Term, Call]], Value, bool]:
+    """The terms that are not zero, applied; their sum; and whether that sum holds epsilon already.
+
+    Where the sum is known to be nonnegative the stabilizer is a plain addition, and the operator's own bias input
+    takes it for free.
+    """
+    prepared: list[tuple[Term, dict[int, Value | None]]] = []
+    for term in branch.terms:
+        changes: dict[int, Value | None] = {i: term.x(e, call.given(i), rule.bounds) for i in roles.inputs}
+        if roles.weight is not None:
+            changes[roles.weight] = term.w(e, call.given(roles.weight))
+        has_bias = False
+        for i in roles.biases:
+            bias = call.input(i)
+            changes[i] = None if bias is None else term.b(e, bias)
+            has_bias |= changes[i] is not None
+        vanishes = any(changes[i] is None for i in (*roles.inputs, *([] if roles.weight is None else [roles.weight])))
+        if vanishes and not has_bias:
+            continue
+        for i in (*roles.inputs, roles.weight):
+            if i is not None and changes[i] is None:
+                changes[i] = call.given(i) * 0.0  # only the bias is left of this term
+        if roles.slot is None:
+            for i in roles.biases:
+                if changes[i] is None:
+                    changes[i] = call.given(i) * 0.0  # a constant summand cannot be left out of an Add
+        prepared.append((term, changes))
+    if not prepared:
+        prepared = [(branch.terms[0], {i: call.given(i) * 0.0 for i in roles.inputs})]
+    held = False
+    if all(t.factor == 1.0 for t, _ in prepared) and rule.epsilon > 0 and roles.slot is not None:
+        held = _hold_epsilon(e, call, roles, prepared[0][1], rule.epsilon, prepared)
+    applied = [(term, e.again(call, changes)) for term, changes in prepared]
+    z: Value | None = None
+    for term, again in applied:
+        part = again.output
+        if z is None:
+            z = part if term.factor == 1.0 else part * term.factor
+        elif term.factor == -1.0:
+            z = z - part
+        else:
+            z = z + (part if term.factor == 1.0 else part * term.factor)
+    assert z is not None
+    return applied, z, held
+
+
+def _hold_epsilon(e: Emitter, call: Call, roles: Roles, first: dict[int, Value | None], epsilon: float, prepared: list[tuple[Term, dict[int, Value | None]]]) -> bool:
+    """Add epsilon to the bias of the first term if every product and bias is known to be nonnegative."""
+    for _, changes in prepared:
+        x = [changes[i] for i in roles.inputs]
+        w = [changes[roles.weight]] if roles.weight is not None else []
+        factors = [v for v in (*x, *w) if v is not None]
+        same = all(v.nonnegative for v in factors) or (len(factors) == 2 and all(v.nonpositive for v in factors))
+        biases = [changes[i] for i in roles.biases]
+        if not same or any(b is not None and not b.nonnegative for b in biases):
+            return False
+    slot = roles.slot
+    assert slot is not None
+    if slot in roles.inputs:
+        return False
+    if all(changes.get(i, call.input(i)) is call.input(i) for _, changes in prepared for i in changes):
+        return False  # the forward output itself is z: no second pass for the sake of epsilon
+    bias = first.get(slot)
+    if bias is None:
+        shape = OPERATORS[call.op].bias_shape
+        lengths = shape(call) if shape else ()
+        if lengths is None or not all(isinstance(n, int) for n in lengths):
+            return False
+        bias = e.const(np.array(epsilon), call.output.dtype)
+        first[slot] = e.op("Expand", bias, ints(e, lengths)) if lengths else bias
+    else:
+        first[slot] = bias + epsilon
+    return True
+
+
+def rectifier(e: Emitter, of: Value | None, z: Value) -> str | None:
+    """Relu or Clip, if ``of`` is that of ``z`` and therefore zero wherever ``z`` is not positive; else None."""
+    maker = e.producers.get(of.name) if of is not None else None
+    if maker is not None and maker.op == "Cast":  # the float32 copy of a float16 tensor
+        maker = e.producers.get(maker.given(0).name)
+    if maker is None or of is None or maker.op not in ("Relu", "Clip") or not of.nonnegative or maker.input(0) is not z:
+        return None
+    return maker.op
+
+
+def _quotient(e: Emitter, call: Call, relevance: Relevance, z: Value, epsilon: float, branch: Branch, held: bool) -> Value | None:
+    """R / stab(z), masked where the branch says so; None where that is known to be zero.
+
+    The sign of the stabilizer is left out wherever it is known, or wherever nothing flows on the other side.
+    """
+    c, of, y = relevance.factor, relevance.of, call.output
+    rectified = rectifier(e, of, y)
+    if branch.where == "negative" and rectified:
+        return None
+    if held:
+        stable = z
+    elif branch.where is not None:
+        # Where the mask lets relevance through, z has the sign of the unmodified output; elsewhere it only must not vanish.
+        stable = (positive(e, z) or z * 0.0) + epsilon if branch.where == "positive" else (negative(e, z) or z * 0.0) - epsilon
+    elif of is z and epsilon == 0:
+        return expand_like(e, c, z)
+    elif rectified and z is y and of is not None:
+        if epsilon == 0 and rectified == "Relu":
+            return c * e.op("Sign", of)
+        # a / (max(z, 0) + eps): where z is not positive a is zero, and nothing flows
+        stable = stabilized(e, of if rectified == "Relu" else e.op("Relu", z), epsilon)
+    else:
+        stable = stabilized(e, z, epsilon)
+    q = c / stable if of is None else c * e.op("Div", of, stable, label="quotient")
+    if branch.where is not None and not rectified:
+        zero = e.const(0, y.dtype)
+        mask = e.op("Greater", y, zero) if branch.where == "positive" else e.op("Less", y, zero)
+        q = e.op("Where", mask, q, zero)
+    return q
+
+
+def stabilized(e: Emitter, z: Value, epsilon: float) -> Value:
+    """z + epsilon·sign(z) with sign(0) = +1; for epsilon = 0, z with its zeros replaced by ones."""
+    if epsilon == 0:
+        zero = e.const(0, z.dtype)
+        return e.op("Where", e.op("Equal", z, zero), e.const(1, z.dtype), z)
+    if z.nonnegative:
+        return z + epsilon
+    if z.nonpositive and not z.nonnegative:
+        return e.op("Where", e.op("Less", z, e.const(0, z.dtype)), z - epsilon, e.const(epsilon, z.dtype))
+    return z + e.op("Where", e.op("Less", z, e.const(0, z.dtype)), e.const(-epsilon, z.dtype), e.const(epsilon, z.dtype))
+
+
+def _account(e: Emitter, call: Call, roles: Roles, terms: list[tuple[Term, Call]], s: Value, epsilon: float, z: Value) -> None:
+    """Book what biases and the stabilizer take, each from its own formula: sum of b~·s and of epsilon·sign(z)·s."""
+
+    def bias() -> Value | None:
+        total: Value | None = None
+        for term, applied in terms:
+            for i in roles.biases:
+                b = applied.input(i)
+                if b is None or call.input(i) is None or term.b.kind == "zero":
+                    continue
+                original = term.b(e, call.given(i))  # without an epsilon that rides on the bias
+                if original is None:
+                    continue
+                signal = s if term.factor == 1.0 else s * term.factor
+                pulled = adjoint_of_bias(e, applied, signal, i, original)
+                total = pulled if total is None else total + pulled
+        return total
+
+    def stabilizer() -> Value | None:
+        if epsilon == 0:
+            return None
+        if z.nonnegative:
+            return s * epsilon
+        return s * e.op("Where", e.op("Less", z, e.const(0, z.dtype)), e.const(-epsilon, z.dtype), e.const(epsilon, z.dtype))
+
+    e.book(call, "bias", bias)
+    e.book(call, "stabilizer", stabilizer)
+
+
+def adjoint_of_bias(e: Emitter, call: Call, s: Value, index: int, bias: Value) -> Value:
+    """bias ⊙ s in the shape of the output, per element: what the additive input takes there."""
+    s = expand_like(e, s, call.output)
+    if OPERATORS[call.op].verb == "linear":
+        return s * _signed_input(e, call, index, bias)
+    if call.op in ("Conv", "ConvTranspose"):
+        bias = e.op("Reshape", bias, ints(e, [-1] + [1] * (call.output.rank - 2)))
+    return s * bias
+
+
+def _signed_input(e: Emitter, call: Call, index: int, value: Value) -> Value:
+    return -value if call.op == "Sub" and index == 1 else value * (1 / len(call.inputs)) if call.op == "Mean" else value
+
+
+def _collect(e: Emitter, x: Value | None, shares: list[tuple[Value | None, Value]]) -> Relevance:
+    """Sum an input's shares: still factored if all are factors of the same tensor."""
+    assert x is not None
+    groups: dict[Value | None, Value] = {}
+    for of, piece in shares:
+        groups[of] = piece if of not in groups else groups[of] + piece
+    if len(groups) == 1:
+        of, factor = next(iter(groups.items()))
+        return Relevance(factor, of)
+    total: Value | None = None
+    for of, factor in groups.items():
+        part = factor if of is None else of * factor
+        part = reduce_like(e, part, x) if not same_shape(part, x) else part
+        total = part if total is None else total + part
+    assert total is not None
+    return Relevance(total)
+
+
+# ---- the rules: name, source, table --------------------------------------------------------------------------------
+
+
+def epsilon_rule(epsilon: float = 1e-6) -> Rule:
+    """LRP-epsilon: z = x·w + b (Bach et al. 2015, eq. 58); epsilon = 0 is LRP-0, and for sums the proportional rule."""
+    return Rule("epsilon", (Branch((Term(),)),), epsilon)
+
+
+def zplus_rule(epsilon: float = 1e-6) -> Rule:
+    """LRP-z+, inputs of either sign (Montavon et al. 2017, eq. 11; the bias counts once, where it is positive)."""
+    return Rule("zplus", (Branch((Term(POSITIVE, POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE, ZERO))),), epsilon)
+
+
+def alpha_beta_rule(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> Rule:
+    """LRP-alpha-beta (Bach et al. 2015, eq. 60).
+
+    Raises:
+        RuleError: alpha or beta negative, or alpha - beta not 1 (relevance would not be conserved).
+    """
+    if alpha < 0 or beta < 0 or abs(alpha - beta - 1) > 1e-9:
+        raise RuleError(f"alpha_beta needs alpha, beta >= 0 and alpha - beta = 1, got alpha={alpha}, beta={beta}", key="alpha")
+    excite = Branch((Term(POSITIVE, POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE, ZERO)), alpha)
+    inhibit = Branch((Term(POSITIVE, NEGATIVE, NEGATIVE), Term(NEGATIVE, POSITIVE, ZERO)), -beta)
+    return Rule("alpha_beta", (excite, inhibit) if beta else (excite,), epsilon)
+
+
+def gamma_rule(gamma: float = 0.25, epsilon: float = 1e-6) -> Rule:
+    """LRP-gamma, generalized to inputs and outputs of either sign (Andéol et al. 2021, app. B).
+
+    Where the output is positive, weights are raised for positive inputs and lowered for negative ones; where it is
+    negative, the other way round. For x >= 0 and z > 0 this is LRP-gamma of Montavon et al. 2019, eq. 4.
+    """
+    up, down = raised(gamma), lowered(gamma)
+    return Rule(
+        "gamma",
+        (
+            Branch((Term(POSITIVE, up, up), Term(NEGATIVE, down, ZERO)), where="positive"),
+            Branch((Term(POSITIVE, down, down), Term(NEGATIVE, up, ZERO)), where="negative"),
+        ),
+        epsilon,
+    )
+
+
+def wsquare_rule(epsilon: float = 1e-6) -> Rule:
+    """LRP-w²: shares by squared weights, whatever the input (Montavon et al. 2017, eq. 12)."""
+    return Rule("wsquare", (Branch((Term(ONE, SQUARE, SQUARE),)),), epsilon)
+
+
+def flat_rule(epsilon: float = 1e-6) -> Rule:
+    """LRP-flat: equal shares for every input a unit sees (Lapuschkin et al. 2019, methods)."""
+    return Rule("flat", (Branch((Term(ONE, ONE, ZERO),)),), epsilon)
+
+
+def zbox_rule(bounds: Bounds, epsilon: float = 1e-6) -> Rule:
+    """LRP-z^B for inputs in a box (Montavon et al. 2017, eq. 13): z = x·w - low·w⁺ - high·w⁻; the bias cancels."""
+    return Rule("zbox", (Branch((Term(SAME, SAME, ZERO), Term(LOW, POSITIVE, ZERO, -1.0), Term(HIGH, NEGATIVE, ZERO, -1.0))),), epsilon, bounds)

@@ -1,0 +1,344 @@
+"""The story on one page: load, see, seed, walk, name the outputs, finish."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_lrp import model as models
+from onnx_lrp.adjoints import OPERATORS
+from onnx_lrp.adjoints.shapes import expand_like, ints, zeros_like
+from onnx_lrp.backward import Relevance, Step, gradient, reverse
+from onnx_lrp.canonical import View, mark_active, view
+from onnx_lrp.composite import Place, places
+from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import InputError, ModelError, UnsupportedNode, UnsupportedOps
+from onnx_lrp.methods import Method, find_method
+from onnx_lrp.model import ModelLike, Source
+from onnx_lrp.switch import behind_switch
+from onnx_lrp.target import STARTS, Seed, Start, Target, find_explained, seed
+
+VERSION = "0.1.0"
+Accounts = Literal["none", "total", "node"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the rule table: which node takes which rule, and why."""
+
+    node: str
+    op: str
+    rule: str
+    why: str
+
+
+class Table(list[Row]):
+    """The rule table; prints aligned."""
+
+    def __str__(self) -> str:
+        rows = [("node", "op", "rule", "why"), *((r.node, r.op, r.rule, r.why) for r in self)]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One item of the ledger: what a node's account took, as the name of a graph output of shape (N,)."""
+
+    node: str
+    account: str
+    output: str
+
+
+@dataclass
+class Explained:
+    """An explained model.
+
+    Attributes:
+        model: the ModelProto: predicts and explains in one run.
+        table: which rule every node takes.
+        method: name of the method.
+        relevance: reported tensor -> name of the graph output that holds its relevance.
+        target_rank: number of class axes of the explained tensor (1 for a classifier).
+        classes: length of each class axis, None where it is dynamic.
+        explained: name of the explained tensor.
+        head: Softmax, LogSoftmax or Sigmoid if that was stepped over.
+        ledger: per-node accounts (for verification only).
+    """
+
+    model: onnx.ModelProto
+    table: Table
+    method: str
+    relevance: dict[str, str]
+    classes: tuple[int | None, ...]
+    explained: str
+    head: str
+    source: Source = field(repr=False)
+    ledger: list[Entry] = field(default_factory=list, repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model under a temporary name and rename it; above 2 GiB the weights lie beside it.
+
+        Raises:
+            InputError: the folder is missing or not writable, or the disk is full.
+        """
+        models.save(self.model, path, self.source.folder)
+
+    def to_graphsurgeon(self) -> gs.Graph:
+        """The model as an onnx_graphsurgeon Graph."""
+        return gs.import_onnx(self.model)
+
+
+def rewrite(
+    model: ModelLike,
+    method: str | os.PathLike[str] | Method = "epsilon_plus_flat",
+    *,
+    inputs: Sequence[str] | None = None,
+    layers: Sequence[str] = (),
+    output: str | None = None,
+    target: Target = "input",
+    start: Start | None = None,
+    ledger: bool = False,
+    fold_batchnorm: bool = True,
+    portable: bool = False,
+    allow_gradient: bool = False,
+    switch: bool = False,
+) -> Explained:
+    """Append the explanation to a model.
+
+    Args:
+        model: path, bytes, ModelProto or onnx_graphsurgeon Graph; it is not modified.
+        method: registered name, path of a rule book, or a method object.
+        inputs: tensors to report relevance for; default: every float graph input, and for every integer one the
+            embedding rows that its Gather picks, summed over the embedding axis.
+        layers: further tensors whose relevance is an output.
+        output: the explained tensor; default: the first output, or what feeds its final Softmax, LogSoftmax, Sigmoid.
+        target: "input" (graph input ``target``, default -1: arg max), "argmax", an int, or one int per class axis.
+        start: "logit", "one", "softmax", "contrast" or "input"; default: the method's.
+        ledger: add the output ``absorbed`` (N,): what biases and stabilizers took.
+        fold_batchnorm: see BatchNormalization as part of a linear neighbour.
+        portable: emit nothing that WebGPU, OpenVINO or TensorRT lacks.
+        allow_gradient: let nodes without a rule take the plain gradient; the table says which did.
+        switch: put the explanation behind a graph input ``explain`` (bool, default true), so that a client that
+            feeds false pays for the prediction only.
+
+    Returns:
+        The explained model.
+
+    Raises:
+        ModelError: the model cannot be read or is invalid.
+        UnsupportedOps: some nodes have no rule; all of them are listed.
+        RuleError: the rule book is malformed.
+        InputError: an option does not fit the model.
+    """
+    return rewrite_with_accounts(
+        model,
+        method,
+        inputs=inputs,
+        layers=layers,
+        output=output,
+        target=target,
+        start=start,
+        accounts="total" if ledger else "none",
+        fold_batchnorm=fold_batchnorm,
+        portable=portable,
+        allow_gradient=allow_gradient,
+        switch=switch,
+    )
+
+
+def rewrite_with_accounts(
+    model: ModelLike | Source,
+    method: str | os.PathLike[str] | Method,
+    *,
+    inputs: Sequence[str] | None = None,
+    layers: Sequence[str] = (),
+    output: str | None = None,
+    target: Target = "input",
+    start: Start | None = None,
+    accounts: Accounts = "none",
+    fold_batchnorm: bool = True,
+    portable: bool = False,
+    allow_gradient: bool = False,
+    switch: bool = False,
+) -> Explained:
+    """Like :func:`rewrite`; ``accounts="node"`` adds every node's own accounts as outputs, for verification."""
+    chosen = find_method(method)
+    begin = start or chosen.start
+    if begin not in STARTS:
+        raise InputError(f"start is one of {', '.join(STARTS)}, not '{begin}'")
+    source = model if isinstance(model, Source) else models.load(model)
+    v = view(source, fold_batchnorm=fold_batchnorm, portable=portable, kept=[*layers, *(inputs or ()), *([output] if output else [])])
+    e = v.e
+    explained, head = find_explained(v, output)
+    reported = {**_reported_inputs(v, inputs), **{name: (v.value(name), False) for name in layers}}
+    calls = mark_active(v, [x for x, _ in reported.values()], explained)
+    steps, table = _assign(source, calls, chosen, allow_gradient)
+    first = seed(e, explained, target, begin, head)
+    keeper = _Ledger(e, first, accounts)
+
+    def step_for(call: Call) -> Step:
+        step, rule = steps[id(call)]
+
+        def run(e: Emitter, call: Call, out: Sequence[Relevance | None]) -> Sequence[Relevance | None]:
+            with e.scope(call.site, rule, f"{rule} rule for {call.op} {call.site}" + (f" ({call.note})" if call.note else "")):
+                shares = step(e, call, out)
+                keeper.flow(call, out, shares)
+            return shares
+
+        return run
+
+    relevance = reverse(e, calls, {explained: first.relevance}, step_for, [x for x, _ in reported.values()])
+    outputs: list[Value] = []
+    names: dict[str, str] = {}
+    for name, (x, is_token) in reported.items():
+        with e.scope(name, chosen.name, f"relevance of {name}"):
+            result = expand_like(e, chosen.finish(e, x, relevance[x]), x) if x in relevance else zeros_like(e, x)
+            if is_token:
+                result = e.op("ReduceSum", result, ints(e, [-1]), keepdims=0)
+        names[name] = f"relevance/{name}"
+        outputs.append(e.rename(result, names[name]))
+    outputs.append(e.rename(first.used, "target_used"))
+    outputs.append(e.rename(first.score, "score"))
+    outputs.extend(keeper.outputs())
+    added = e.export(outputs)
+    if switch:
+        added = behind_switch(added)
+    info = {
+        "version": VERSION,
+        "method": chosen.name,
+        "parameters": repr(chosen),
+        "target": target if isinstance(target, str | int) else list(target),
+        "start": begin,
+        "explained": explained.name,
+        "source_sha256": source.sha256,
+    }
+    proto = models.assemble(source, added, {"onnx_lrp": json.dumps(info, sort_keys=True)})
+    axes = explained.shape[1:] if explained.rank > 1 else ()
+    classes = tuple(d if isinstance(d, int) else None for d in axes if d != 1) or (1,)
+    return Explained(proto, table, chosen.name, names, classes, explained.name, head, source, keeper.entries)
+
+
+def _reported_inputs(v: View, inputs: Sequence[str] | None) -> dict[str, tuple[Value, bool]]:
+    """Tensors to report: name -> (value, whether its last axis is an embedding to be summed)."""
+    found: dict[str, tuple[Value, bool]] = {}
+    for name in v.inputs if inputs is None else inputs:
+        value = v.value(name)
+        if value.dtype.kind == "f":
+            found[name] = (value, False)
+            continue
+        rows = [c.output for c in v.calls if c.op == "Gather" and c.input(1) is value and c.given(0).facts.const and c.output.dtype.kind == "f"]
+        if rows:
+            found[name] = (rows[0], True)
+        elif inputs is not None:
+            raise InputError(f"input '{name}' is {value.dtype} and feeds no embedding Gather; name a float tensor instead")
+    if not found:
+        raise InputError("the model has no float input and no token embedding to report relevance for; name a tensor with inputs=")
+    return found
+
+
+def _assign(source: Source, calls: Sequence[Call], method: Method, allow_gradient: bool) -> tuple[dict[int, tuple[Step, str]], Table]:
+    """A step for every call; all calls without one are listed in the error."""
+    where = places(calls)
+    steps: dict[int, tuple[Step, str]] = {}
+    table, missing = Table(), []
+    for call in calls:
+        place = where[id(call)]
+        if call.op not in OPERATORS or call.domain:
+            missing.append(_unsupported(source, call, "no adjoint is registered for this operator"))
+            continue
+        found = method.step_for(place)
+        if found is None and allow_gradient and OPERATORS[call.op].adjoint is not None:
+            found = (gradient, "gradient", "no rule matches; allowed by allow_gradient")
+        if found is None:
+            missing.append(_unsupported(source, call, f"no entry of '{method.name}' matches it"))
+            continue
+        steps[id(call)] = found[:2]
+        table.append(Row(call.site, call.op, found[1], found[2] + (f"; {call.note}" if call.note else "")))
+    if missing:
+        raise UnsupportedOps(missing)
+    return steps, table
+
+
+def _unsupported(source: Source, call: Call, reason: str) -> UnsupportedNode:
+    version = next((o.version for o in source.skeleton.opset_import if o.domain == call.domain), source.opset)
+    hint = "add an entry for it to a rule book, or allow the gradient there with allow_gradient=True"
+    if call.domain == "com.microsoft":
+        hint = "use the model as it was before ONNX Runtime's optimisation"
+    elif call.domain or call.op not in OPERATORS:
+        hint = "explain a tensor before it with output=, or export the model without it"
+    return UnsupportedNode(call.site, f"{call.domain}.{call.op}" if call.domain else call.op, version, reason, hint)
+
+
+class _Ledger:
+    """What biases and stabilizers take, node by node, each from its own formula."""
+
+    def __init__(self, e: Emitter, first: Seed, mode: Accounts):
+        self._e, self._mode, self._batch = e, mode, first.explained.shape[0] if first.explained.rank else 1
+        self._score = first.score
+        self._items: list[tuple[str, str, Value]] = []
+        self.entries: list[Entry] = []
+        if mode != "none":
+            e.book = self._book
+
+    def _book(self, call: Call, account: str, share: Any) -> None:
+        value = share()
+        if value is not None:
+            self._items.append((call.site, account, self._per_sample(value, call)))
+
+    def flow(self, call: Call, out: Sequence[Relevance | None], shares: Iterable[Relevance | None]) -> None:
+        """Note what came into a node and what left it."""
+        if self._mode != "node":
+            return
+        pairs = [("out", r, o) for r, o in zip(out, call.outputs, strict=False)]
+        pairs += [("in", r, x) for r, x in zip(shares, call.inputs, strict=False)]
+        for account, relevance, like in pairs:
+            if relevance is not None and like is not None:
+                whole = expand_like(self._e, relevance.whole(self._e), like)
+                self._items.append((call.site, account, self._per_sample(whole, call)))
+
+    def _per_sample(self, value: Value, call: Call) -> Value:
+        """Sum over everything but the batch."""
+        e = self._e
+        if value.rank == 0:
+            return e.op("Reshape", value, ints(e, [1]))
+        axis = 0
+        if value.shape[0] != self._batch and value.shape[0] != 1:
+            matching = [i for i, d in enumerate(value.shape) if d == self._batch]
+            if len(matching) == 1:
+                axis = matching[0]
+            elif self._batch == 1:
+                return e.op("Reshape", e.op("ReduceSum", value, keepdims=0), ints(e, [1]))
+            elif isinstance(value.shape[0], int) and isinstance(self._batch, int):
+                raise ModelError(f"node '{call.site}' ({call.op}): the ledger needs the batch axis, and {value.shape} shows none; rewrite without ledger")
+        rest = [i for i in range(value.rank) if i != axis]
+        return e.op("ReduceSum", value, ints(e, rest), keepdims=0) if rest else value
+
+    def outputs(self) -> list[Value]:
+        """The ledger's graph outputs."""
+        e = self._e
+        if self._mode == "none":
+            return []
+        with e.scope("ledger", doc="relevance absorbed by biases and stabilizers"):
+            total = self._score * 0.0
+            for _, account, value in self._items:
+                if account in ("bias", "stabilizer"):
+                    total = total + value
+        result = [e.rename(total, "absorbed")]
+        if self._mode == "node":
+            for number, (site, account, value) in enumerate(self._items):
+                name = f"account/{number}/{account}"
+                self.entries.append(Entry(site, account, name))
+                result.append(e.rename(value, name))
+        return result
+
+
+def describe(place: Place) -> str:
+    """Where a call stands, in words."""
+    return f"depth {place.depth}, height {place.height}"

@@ -1,0 +1,24 @@
+"""Pictures of explanations, drawn with numpy and Pillow: heat maps, overlays, grids, series and bars.
+
+Every figure is a PIL image; `save` writes it. Red speaks for the explained score, blue against it.
+"""
+
+from onnx_lrp.show.canvas import enlarge, save
+from onnx_lrp.show.charts import bars, series
+from onnx_lrp.show.colormaps import NAMES as COLORMAPS
+from onnx_lrp.show.heatmap import grid, normalize, overlay, reduce_channels, render, side_by_side, triptych
+
+__all__ = [
+    "COLORMAPS",
+    "bars",
+    "enlarge",
+    "grid",
+    "normalize",
+    "overlay",
+    "reduce_channels",
+    "render",
+    "save",
+    "series",
+    "side_by_side",
+    "triptych",
+]

@@ -1,0 +1,175 @@
+"""What is explained: the explained tensor, the class in it, and the relevance to begin with, as a subgraph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from onnx_lrp.adjoints.shapes import along_axis, arange_like, concat_ints, dim_of, expand_like, ints, reshape_like
+from onnx_lrp.backward import Relevance
+from onnx_lrp.canonical import View
+from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import InputError
+from onnx_lrp.facts import Facts
+
+Target = Literal["input", "argmax"] | int | Sequence[int]
+Start = Literal["logit", "one", "softmax", "contrast", "input"]
+
+STARTS = ("logit", "one", "softmax", "contrast", "input")
+_HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
+_SAME_ELEMENTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast")
+_INT = np.int64
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Where the walk begins.
+
+    Attributes:
+        explained: the explained tensor.
+        relevance: its relevance.
+        used: the classes explained, int64 (N,), or (N, k) where the output has k class axes.
+        score: the explained score (N,).
+        head: operator that was stepped over to reach the explained tensor ("" if none).
+    """
+
+    explained: Value
+    relevance: Relevance
+    used: Value
+    score: Value
+    head: str
+
+
+def find_explained(view: View, output: str | None) -> tuple[Value, str]:
+    """The explained tensor: a named one, or the first output, or what feeds its final Softmax, LogSoftmax or Sigmoid.
+
+    The head is found by data flow: through operators that only rearrange elements, whatever the nodes are called.
+    """
+    if output is not None:
+        return view.value(output), ""
+    value = view.value(view.outputs[0])
+    if value.dtype.kind != "f":
+        raise InputError(f"the first output '{view.outputs[0]}' is {value.dtype}, which has no relevance; name a float tensor with output=")
+    makers: dict[Value, Call] = view.producers()
+    maker, place = makers.get(value), value
+    while maker is not None and maker.op in _SAME_ELEMENTS and maker.output is place and maker.given(0).dtype.kind == "f":
+        place = maker.given(0)
+        maker = makers.get(place)
+    if maker is not None and maker.op in _HEADS and not maker.domain:
+        return maker.given(0), maker.op
+    return value, ""
+
+
+def class_axes(value: Value) -> list[int]:
+    """Axes of an output over which classes (or positions) run: all but the batch and those of length 1."""
+    return [i for i, d in enumerate(value.shape) if i > 0 and d != 1]
+
+
+def seed(e: Emitter, explained: Value, target: Target, start: Start, head: str = "") -> Seed:
+    """Emit the choice of the class and the relevance to begin with.
+
+    Args:
+        e: the emitter.
+        explained: the explained tensor; axis 0 is the batch.
+        target: "input" for a graph input ``target``, "argmax", an int, or one int per class axis. On an output with
+            several class axes an int runs over the last one, and picks the place where that class scores highest;
+            -1 stands for the arg max along its axis.
+        start: what relevance begins with; see CONTRACT of the package.
+        head: what was stepped over.
+    """
+    with e.scope("target", doc="choice of the explained class"):
+        axes = class_axes(explained)
+        wanted = _wanted(e, target, len(axes))
+        if len(axes) > 1:
+            hot, used = _pick_position(e, explained, axes, wanted)
+        else:
+            hot, used = _pick_class(e, explained, axes, wanted)
+        relevance = _begin(e, explained, axes, hot, start)
+        whole = relevance.whole(e) if start != "one" else explained * hot
+        rest = list(range(1, explained.rank))
+        score = e.op("ReduceSum", whole, ints(e, rest), keepdims=0, label="score") if rest else whole
+    return Seed(explained, relevance, used, score, head)
+
+
+def _wanted(e: Emitter, target: Target, count: int) -> Value | None:
+    """The wanted class as int64 (n, max(count, 1)); None for the arg max."""
+    width = max(count, 1)
+    if target == "argmax":
+        return None
+    if target == "input":
+        shape = ("target_batch",) if width == 1 else ("target_batch", width)
+        default = np.full((1,) if width == 1 else (1, width), -1, _INT)
+        value = e.parameter("target", default, Facts(np.dtype(_INT), shape))
+        return e.op("Unsqueeze", value, ints(e, [1])) if width == 1 else value
+    indices = [target] if isinstance(target, int) else list(target)
+    if isinstance(target, str) or not all(isinstance(i, int) for i in indices) or len(indices) not in (1, width):
+        raise InputError(f"target is 'input', 'argmax', an int, or {width} ints for this output, not {target!r}")
+    return e.const(np.array([[-1] * (width - len(indices)) + indices], _INT), name="class")
+
+
+def _to_float(e: Emitter, condition: Value, like: Value) -> Value:
+    return e.op("Cast", condition, to=int(onnx.helper.np_dtype_to_tensor_dtype(like.dtype)))
+
+
+def _pick_class(e: Emitter, z: Value, axes: list[int], wanted: Value | None) -> tuple[Value, Value]:
+    """One-hot over the one class axis, and the class."""
+    if z.rank < 2:
+        rows = e.op("Reshape", z, ints(e, [-1, 1]))
+    else:
+        rows = z if z.rank == 2 else e.op("Reshape", z, ints(e, [0, -1]), shape=(z.shape[0], z.shape[axes[0]] if axes else 1))
+    best = e.op("ArgMax", rows, axis=1, keepdims=1)
+    index = best if wanted is None else e.op("Where", e.op("Less", wanted, e.const(0, _INT)), best, wanted)
+    hot = _to_float(e, e.op("Equal", index, arange_like(e, rows, 1)), z)
+    hot = expand_like(e, hot, rows) if hot.shape != rows.shape else hot
+    used = e.op("Squeeze", e.op("Add", index, best * 0), ints(e, [1]), label="target_used")
+    return reshape_like(e, hot, z), used
+
+
+def _pick_position(e: Emitter, z: Value, axes: list[int], wanted: Value | None) -> tuple[Value, Value]:
+    """One-hot at the place where the score is highest among those that match the wanted index of every axis."""
+    allowed: Value | None = None
+    if wanted is not None:
+        for k, axis in enumerate(axes):
+            index = e.op("Slice", wanted, ints(e, [k]), ints(e, [k + 1]), ints(e, [1]))
+            index = e.op("Reshape", index, ints(e, [-1] + [1] * (z.rank - 1)))
+            here = e.op("Equal", index, along_axis(e, arange_like(e, z, axis), axis, z.rank))
+            here = e.op("Or", here, e.op("Less", index, e.const(0, _INT)))
+            allowed = here if allowed is None else e.op("And", allowed, here)
+    masked = z if allowed is None else e.op("Where", allowed, z, e.const(np.finfo(z.dtype).min, z.dtype))
+    rows = e.op("Reshape", masked, concat_ints(e, [dim_of(e, z, 0), [-1]]))
+    best = e.op("ArgMax", rows, axis=1, keepdims=1)
+    hot = reshape_like(e, _to_float(e, e.op("Equal", best, arange_like(e, rows, 1)), z), z)
+    if allowed is not None:
+        hot = hot * _to_float(e, allowed, z)  # an index out of range matches nothing: no relevance rather than a wrong one
+    rest, parts = best, []
+    for axis in reversed(axes):
+        length = dim_of(e, z, axis)
+        parts.append(e.op("Mod", rest, length))
+        rest = e.op("Div", rest, length)
+    return hot, e.op("Concat", *parts[::-1], axis=1, label="target_used")
+
+
+def _begin(e: Emitter, z: Value, axes: list[int], hot: Value, start: Start) -> Relevance:
+    """Relevance of the explained tensor."""
+    if start == "one":
+        return Relevance(hot)
+    if start == "logit":
+        return Relevance(hot, z)
+    if start == "softmax":
+        if not axes:
+            return Relevance(e.op("Sigmoid", z))
+        return Relevance(e.op("Softmax", z, axis=axes[-1]))
+    if start == "contrast":
+        # target minus the mean of the others
+        if len(axes) != 1:
+            raise InputError("start='contrast' needs an output with one class axis; use start='logit'")
+        count = z.shape[axes[0]]
+        others = e.const(count - 1, z.dtype) if isinstance(count, int) else _to_float(e, dim_of(e, z, axes[0]) - 1, z)
+        return Relevance(hot - (1.0 - hot) / others, z)
+    if start == "input":
+        return Relevance(e.parameter("start", None, Facts(z.dtype, z.shape)))
+    raise InputError(f"start is one of {', '.join(STARTS)}, not '{start}'")

@@ -1,0 +1,110 @@
+"""Helpers that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+FLOAT, DOUBLE = TensorProto.FLOAT, TensorProto.DOUBLE
+# Inputs that the operator wants in float32, whatever the type of its data.
+ALWAYS_FLOAT = {"Resize": (2,), "Upsample": (1,)}
+
+
+def to_double(model: ModelProto) -> ModelProto:
+    """Return a copy of `model` that computes in float64 wherever the original computes in float32."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    _double_graph(copy.graph)
+    for function in copy.functions:
+        _double_nodes(function.node, set())
+    return copy
+
+
+class MaxUnpool(OpRun):
+    """MaxUnpool with its output shape: onnx's own reads the indices as places in the shape without it."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: np.ndarray,
+        indices: np.ndarray,
+        output_shape: np.ndarray | None = None,
+        kernel_shape: list[int] | None = None,
+        pads: list[int] | None = None,
+        strides: list[int] | None = None,
+    ) -> tuple[np.ndarray]:
+        assert output_shape is not None, "without an output shape onnx's own will do"
+        y = np.zeros(tuple(output_shape), x.dtype)
+        y.reshape(-1)[indices.reshape(-1)] = x.reshape(-1)
+        return (y,)
+
+
+def run_double(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run `model` in float64 by onnx's reference implementation; float feeds are widened."""
+    session = ReferenceEvaluator(to_double(model), new_ops=[MaxUnpool])
+    wide = {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in feeds.items()}
+    return dict(zip(session.output_names, session.run(None, wide), strict=True))
+
+
+def worst(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference, relative to the largest expected magnitude."""
+    assert found.shape == expected.shape, f"{found.shape} instead of {expected.shape}"
+    assert np.isfinite(found).all()
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def _double_graph(graph: GraphProto) -> None:
+    kept = _double_nodes(graph.node, {tensor.name for tensor in graph.initializer})
+    for tensor in graph.initializer:
+        if tensor.name not in kept:
+            tensor.CopyFrom(_widened(tensor))
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        if info.type.tensor_type.elem_type == FLOAT and info.name not in kept:
+            info.type.tensor_type.elem_type = DOUBLE
+
+
+def _double_nodes(nodes: Iterable[NodeProto], constants: set[str]) -> set[str]:
+    """Widen the constants and casts of `nodes`, and return the names of the tensors that must stay float32."""
+    nodes = list(nodes)
+    constants = constants | {node.output[0] for node in nodes if node.op_type == "Constant"}
+    kept = {
+        node.input[index]
+        for node in nodes
+        for index in ALWAYS_FLOAT.get(node.op_type, ())
+        if index < len(node.input) and node.input[index] in constants
+    }
+    for node in nodes:
+        if node.op_type == "Constant" and node.output[0] in kept:
+            continue
+        if node.op_type == "ConstantOfShape" and not node.attribute:  # without a value it makes float32 zeros
+            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1))))
+        for attribute in node.attribute:
+            _double_attribute(node.op_type, attribute)
+    return kept
+
+
+def _double_attribute(op_type: str, attribute: AttributeProto) -> None:
+    if attribute.type == AttributeProto.TENSOR:
+        attribute.t.CopyFrom(_widened(attribute.t))
+    elif attribute.type == AttributeProto.GRAPH:
+        _double_graph(attribute.g)
+    elif attribute.type == AttributeProto.GRAPHS:
+        for graph in attribute.graphs:
+            _double_graph(graph)
+    elif op_type == "Constant" and attribute.name in {"value_float", "value_floats"}:
+        numbers = np.asarray(attribute.f if attribute.name == "value_float" else list(attribute.floats), np.float64)
+        attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(numbers)))
+    elif attribute.name in {"to", "dtype", "stash_type"} and attribute.i == FLOAT:
+        attribute.i = DOUBLE
+
+
+def _widened(tensor: TensorProto) -> TensorProto:
+    if tensor.data_type != FLOAT:
+        return tensor
+    return numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float64), tensor.name)

@@ -1,8 +1,9 @@
 """onnx_lrp: white-box explanations for any ONNX model, as an ONNX model."""
 
 from onnx_lrp.errors import InputError, ModelError, OnnxLrpError, RuleError, UnsupportedOps
+from onnx_lrp.explainer import Explainer, Explanation
 from onnx_lrp.methods import LRP, Gradient, InputXGradient
 from onnx_lrp.rewrite import VERSION, Explained, rewrite
 
 __version__ = VERSION
-__all__ = ["LRP", "Explained", "Gradient", "InputError", "InputXGradient", "ModelError", "OnnxLrpError", "RuleError", "UnsupportedOps", "rewrite"]
+__all__ = ["LRP", "Explained", "Explainer", "Explanation", "Gradient", "InputError", "InputXGradient", "ModelError", "OnnxLrpError", "RuleError", "UnsupportedOps", "rewrite"]

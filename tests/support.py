@@ -9,6 +9,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_conv_transpose
 
 FLOAT, DOUBLE = TensorProto.FLOAT, TensorProto.DOUBLE
 # Inputs that the operator wants in float32, whatever the type of its data.
@@ -30,24 +31,29 @@ class MaxUnpool(OpRun):
 
     op_domain = ""
 
-    def _run(
-        self,
-        x: np.ndarray,
-        indices: np.ndarray,
-        output_shape: np.ndarray | None = None,
-        kernel_shape: list[int] | None = None,
-        pads: list[int] | None = None,
-        strides: list[int] | None = None,
-    ) -> tuple[np.ndarray]:
-        assert output_shape is not None, "without an output shape onnx's own will do"
-        y = np.zeros(tuple(output_shape), x.dtype)
+    def _run(self, x: np.ndarray, indices: np.ndarray, shape: np.ndarray, **_: object) -> tuple[np.ndarray]:
+        y = np.zeros(tuple(shape), x.dtype)
         y.reshape(-1)[indices.reshape(-1)] = x.reshape(-1)
         return (y,)
 
 
+class ConvTranspose(op_conv_transpose.ConvTranspose):
+    """ConvTranspose with groups: onnx's own takes it that each group has one channel."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, group: int = 1, **options: object
+    ) -> tuple[np.ndarray]:
+        biases = [None] * group if b is None else np.split(b, group)
+        parts = zip(np.split(x, group, 1), np.split(w, group), biases, strict=True)
+        done = [super(ConvTranspose, self)._run(*part, group=1, **options)[0] for part in parts]
+        return (np.concatenate(done, 1),)
+
+
 def run_double(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run `model` in float64 by onnx's reference implementation; float feeds are widened."""
-    session = ReferenceEvaluator(to_double(model), new_ops=[MaxUnpool])
+    session = ReferenceEvaluator(to_double(model), new_ops=[MaxUnpool, ConvTranspose])
     wide = {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in feeds.items()}
     return dict(zip(session.output_names, session.run(None, wide), strict=True))
 

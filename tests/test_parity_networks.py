@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,9 @@ import pytest
 import onnx_lrp
 from tests.peers import captum_peer, zennit_peer
 from tests.peers.captum_peer import captum_relevance
+from tests.peers.networks import NETS, positive_vgg
 from tests.peers.zennit_peer import zennit_relevance, zennit_rule
-from tests.support import run_double, worst
+from tests.support import run_double, to_double, worst
 
 if TYPE_CHECKING:
     import torch
@@ -27,71 +27,15 @@ if TYPE_CHECKING:
 pytest.importorskip("torch")
 
 EXACT = 1e-9
+ROUNDED = 1e-6  # in float64 too, where folding a batch norm left a constant that was rounded to float32
 SINGLE = 1e-4
 TARGETS = [3, 7]
 BOX = {"low": np.full((1, 3, 1, 1), -5.0, np.float32), "high": np.full((1, 3, 1, 1), 4.0, np.float32)}
 SHAPE = (3, 32, 32)
 
 
-def _vgg(**options: Any) -> torch.nn.Module:
-    from exporters.torch_nets import VGG, randomize
-
-    return randomize(VGG((1, 2, 2), **{"width": 8, "size": 32, "hidden": 32, "classes": 10} | options))
-
-
-def _resnet(block: str, **options: Any) -> torch.nn.Module:
-    from exporters import torch_nets as nets
-
-    return nets.randomize(nets.ResNet(getattr(nets, block), (1, 1, 1), **{"width": 8, "classes": 10} | options))
-
-
-def _mobilenet(**options: Any) -> torch.nn.Module:
-    from exporters.torch_nets import mobilenet
-
-    return mobilenet(outputs=(16, 24, 24), strides=(1, 2, 1), width=8, classes=10, **options)
-
-
-def _positive_vgg() -> torch.nn.Module:
-    """Make a net whose convolutions have no bias, since captum's rules treat that otherwise than ours."""
-    net = _vgg()
-    for layer in net.features:
-        if hasattr(layer, "bias"):
-            layer.bias.data.zero_()
-    return net
-
-
-def _on_a_grid(net: torch.nn.Module) -> torch.nn.Module:
-    """Round all weights to multiples of 1/8: sums are then exact in any order, so equal values stay exactly equal."""
-    for parameter in net.parameters():
-        parameter.data = (parameter.data * 8).round().clamp(-8, 8) / 8
-    return net
-
-
-def _overlapping() -> torch.nn.Module:
-    from torch import nn
-
-    from exporters.torch_nets import randomize
-
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    layers += [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(512, 10)]
-    return randomize(nn.Sequential(*layers))
-
-
-NETS: dict[str, Callable[[], torch.nn.Module]] = {
-    "vgg": _vgg,
-    "vgg_batchnorm": lambda: _vgg(batchnorm=True),
-    "vgg_grouped": lambda: _vgg(groups=4),
-    "resnet_basic": lambda: _resnet("BasicBlock"),
-    "resnet_bottleneck": lambda: _resnet("Bottleneck"),
-    "resnext": lambda: _resnet("Bottleneck", groups=4),
-    "mobilenet": _mobilenet,
-    "mobilenet_relu": lambda: _mobilenet(activation=__import__("torch").nn.ReLU),
-    "vgg_positive": _positive_vgg,
-    "ties": lambda: _on_a_grid(_vgg()),
-    "ties_overlapping": lambda: _on_a_grid(_overlapping()),
-    "vgg_odd": lambda: _vgg(size=(37, 41)),
-}
-PARITY_NETS = ("vgg", "vgg_batchnorm", "vgg_grouped", "resnet_basic", "resnet_bottleneck", "resnext", "mobilenet")
+PLAIN_NETS = ("vgg", "vgg_grouped")
+BATCHNORM_NETS = ("vgg_batchnorm", "resnet_basic", "resnet_bottleneck", "resnext", "mobilenet")
 
 
 @functools.cache
@@ -112,6 +56,11 @@ def source(name: str, shape: tuple[int, ...] = SHAPE, dynamic_size: bool = False
 def explained(name: str, method: str, **options: Any) -> onnx.ModelProto:
     """Return the explained graph of that network."""
     return onnx_lrp.rewrite(source(name, **options), method).model
+
+
+def limit(name: str) -> float:
+    """Return how far the explained graph may be off in float64."""
+    return ROUNDED if any("BatchNorm" in type(layer).__name__ for layer in net(name).modules()) else EXACT
 
 
 def pictures(count: int = len(TARGETS), shape: tuple[int, ...] = SHAPE, seed: int = 0) -> np.ndarray:
@@ -200,7 +149,7 @@ class TestOracles:
 
     def test_zennit_conserves_without_biases(self) -> None:
         """Only the dense layers' biases and the stabilizers absorb anything, and both are taken away."""
-        bare = _positive_vgg()
+        bare = positive_vgg()
         for layer in bare.classifier:
             if hasattr(layer, "bias"):
                 layer.bias.data.zero_()
@@ -220,17 +169,26 @@ class TestOracles:
 
 
 @pytest.mark.parametrize("method", zennit_peer.COMPOSITES)
-@pytest.mark.parametrize("name", PARITY_NETS)
+@pytest.mark.parametrize("name", [*PLAIN_NETS, *BATCHNORM_NETS])
 class TestZennit:
     """Every composite on every kind of network."""
 
     def test_double(self, name: str, method: str) -> None:
         x = pictures()
-        assert worst(ours_double(explained(name, method), x, method), zennits(name, x, method)) < EXACT
+        assert worst(ours_double(explained(name, method), x, method), zennits(name, x, method)) < limit(name)
 
     def test_single(self, name: str, method: str) -> None:
         x = pictures()
         assert worst(ours_single(name, x, method), zennits(name, x, method)) < SINGLE
+
+
+@pytest.mark.parametrize("method", zennit_peer.COMPOSITES)
+@pytest.mark.parametrize("name", BATCHNORM_NETS)
+def test_a_double_source_is_exact(name: str, method: str) -> None:
+    """A source in float64 leaves no rounded constants."""
+    x = pictures()
+    model = onnx_lrp.rewrite(to_double(source(name)), method).model
+    assert worst(ours_double(model, x, method), zennits(name, x, method)) < EXACT
 
 
 @pytest.mark.parametrize("method", ["epsilon_plus", "epsilon_alpha2_beta1_flat", "epsilon_gamma_box"])
@@ -275,7 +233,7 @@ class TestBatches:
         x = pictures(count, seed=count)
         feeds = {"input": x, "target": np.arange(count)}
         found = run_double(explained(name, "epsilon_plus"), feeds)["relevance/input"]
-        assert worst(found, zennits(name, x, "epsilon_plus", list(range(count)))) < EXACT
+        assert worst(found, zennits(name, x, "epsilon_plus", list(range(count)))) < limit(name)
 
 
 class TestSizes:
@@ -293,7 +251,7 @@ class TestSizes:
     def test_dynamic(self, name: str, method: str, size: tuple[int, int]) -> None:
         x = pictures(shape=(3, *size))
         expected = zennits(name, x, method)
-        assert worst(ours_double(explained(name, method, dynamic_size=True), x, method), expected) < EXACT
+        assert worst(ours_double(explained(name, method, dynamic_size=True), x, method), expected) < ROUNDED
         assert worst(ours_single(name, x, method, dynamic_size=True), expected) < SINGLE
 
 
@@ -304,7 +262,7 @@ class TestCaptum:
     def test_epsilon(self, name: str) -> None:
         x = pictures()
         expected = captum_relevance(net(name), x, "epsilon", TARGETS, epsilon=1e-6, pool_epsilon=1e-30)
-        assert worst(ours_double(explained(name, "epsilon"), x, "epsilon"), expected) < EXACT
+        assert worst(ours_double(explained(name, "epsilon"), x, "epsilon"), expected) < limit(name)
         assert worst(ours_single(name, x, "epsilon"), expected) < SINGLE
 
     def test_alpha1_beta0_is_zplus_on_positive_pictures(self) -> None:
@@ -317,7 +275,7 @@ class TestCaptum:
     def test_epsilon_as_captum_sets_it(self, name: str, tmp_path: Path) -> None:
         x = pictures()
         expected = captum_relevance(net(name), x, "epsilon", TARGETS, pool_epsilon=1e-30)
-        assert worst(by_rule_book(name, x, EPSILON, tmp_path), expected) < EXACT
+        assert worst(by_rule_book(name, x, EPSILON, tmp_path), expected) < limit(name)
 
     def test_gamma_on_positive_pictures(self, tmp_path: Path) -> None:
         """Without biases, on positive inputs, captum's gamma is the generalized one wherever relevance arrives."""

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import torch
 
 Call = Callable[[], object]
-
 BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
 PAUSE = 0.01
 METHODS = ("epsilon_plus", "epsilon")
@@ -80,10 +79,11 @@ def ort_call(case: Case, method: str | None) -> Call:
     """Return a call of the source model, or of the explained one, with inputs and outputs bound beforehand."""
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
+    from onnx_lrp.runtime import session_options
+
+    # Explained models get the explainer's options, the source model ONNX Runtime's own, which optimize as much.
+    options = ort.SessionOptions() if method is None else session_options(case.threads)
     options.intra_op_num_threads = case.threads
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.enable_mem_pattern = case.batch == 1  # a memory pattern of a whole batch holds more than it saves
     session = ort.InferenceSession(case.path(method), options, providers=["CPUExecutionProvider"])
     given = feeds(case, session)
     binding = session.io_binding()
@@ -181,14 +181,14 @@ class Engine:
 
 FORWARD = "forward"
 NETS = "exporters.torch_nets"
-ORT = ("onnxruntime",)
+ORT = ("onnxruntime", "onnx_lrp")
 ENGINES = {
     FORWARD: Engine("ONNX Runtime, forward only", lambda case: ort_call(case, None), ORT, files_too=True),
     "epsilon_plus": Engine(
         "**onnx_lrp epsilon_plus**", lambda case: ort_call(case, "epsilon_plus"), ORT, files_too=True
     ),
     "epsilon": Engine("**onnx_lrp epsilon**", lambda case: ort_call(case, "epsilon"), ORT, files_too=True),
-    "explainer": Engine("`Explainer(...)(x)`, epsilon_plus", explainer_call, (*ORT, "onnx_lrp")),
+    "explainer": Engine("`Explainer(...)(x)`, epsilon_plus", explainer_call, ORT),
     "torch": Engine("torch, forward only", torch_forward, (NETS,)),
     "gradient": Engine("torch, gradient of the input", torch_gradient, (NETS,)),
     "zennit": Engine("zennit EpsilonPlus", zennit_call, (NETS, "tests.peers.zennit_peer:zennit")),

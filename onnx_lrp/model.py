@@ -8,6 +8,7 @@ which each of them is a typed input. That keeps rewriting in milliseconds and ou
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -183,7 +184,8 @@ def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Tens
     constants = {t.name for t in proto.graph.initializer} if listed_by_force else set()
     for tensor in proto.graph.initializer:
         overridable = tensor.name in declared and not listed_by_force
-        if tensor.ByteSize() <= _SMALL or overridable:
+        # Counted from the shape: asking a tensor for its byte size takes as long as reading it.
+        if 8 * math.prod(tensor.dims) <= _SMALL or overridable:
             skeleton.graph.initializer.append(tensor)
         else:
             weights[tensor.name] = tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnx_lrp.adjoints.registry import bilinear, linear, nonlinear
+from onnx_lrp.adjoints.shapes import cast_like
 from onnx_lrp.emit import Call, Emitter, Value
 
 
@@ -49,8 +50,8 @@ bilinear(
 
 @nonlinear("Div", broadcasts=True)
 def _div(e: Emitter, call: Call, d: Value) -> Sequence[Value | None]:
-    a, b = call.given(0), call.given(1)
-    return [d / b, -(d * (a / b) / b) if 1 in call.active else None]
+    b = call.given(1)
+    return [d / b, -(d * call.output / b)]
 
 
 @nonlinear("Pow", broadcasts=True)
@@ -67,26 +68,18 @@ def _pow(e: Emitter, call: Call, d: Value) -> Sequence[Value | None]:
         else:
             slope = (x if power == 2 else e.op("Pow", x, power - 1)) * power
         return [d * slope, None]
-    p = p if p.dtype == x.dtype else e.op("Cast", p, to=_onnx_type(x))
+    p = cast_like(e, p, x)
     is_zero = e.op("Equal", p, e.const(0, x.dtype))
     slope = e.op("Where", is_zero, e.const(0, x.dtype), p * e.op("Pow", x, p - 1.0))
-    if 1 not in call.active:
-        return [d * slope, None]
     positive = e.op("Greater", x, e.const(0, x.dtype))
     log = e.op("Log", e.op("Where", positive, x, e.const(1, x.dtype)))
     return [d * slope, d * call.output * log]
-
-
-def _onnx_type(value: Value) -> int:
-    import onnx
-
-    return int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
 
 
 @nonlinear("Max", "Min", moves=True, broadcasts=True)
 def _extreme(e: Emitter, call: Call, d: Value) -> Sequence[Value]:
     """Where several inputs tie, they share (as torch.maximum does)."""
     y = call.output
-    hits = [e.op("Cast", e.op("Equal", v, y), to=_onnx_type(y)) for v in call.inputs if v is not None]
+    hits = [cast_like(e, e.op("Equal", v, y), y) for v in call.inputs if v is not None]
     share = d / e.op("Sum", *hits) if len(hits) > 1 else d
     return [share * hit for hit in hits]

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 
 from onnx_lrp.adjoints.registry import Cotangents, barrier, linear
-from onnx_lrp.adjoints.shapes import arange_like, concat_ints, dim_of, ints, reshape_like, scatter_axis, zeros_like
+from onnx_lrp.adjoints.shapes import (
+    arange_like,
+    as_int64,
+    cast_like,
+    concat_ints,
+    crop_like,
+    dim_of,
+    ints,
+    places_of,
+    reshape_like,
+    scatter_axis,
+    scatter_flat,
+    zeros_like,
+)
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import ModelError
 
@@ -20,7 +32,7 @@ def _reshape(e: Emitter, call: Call, d: Value) -> Value:
 
 @linear("Cast", moves=True)
 def _cast(e: Emitter, call: Call, d: Value) -> Value:
-    return e.op("Cast", d, to=int(onnx.helper.np_dtype_to_tensor_dtype(call.given(0).dtype)))
+    return cast_like(e, d, call.given(0))
 
 
 @linear("Transpose", moves=True)
@@ -51,60 +63,59 @@ def _split(e: Emitter, call: Call, d: Value | Cotangents) -> Value:
 
 @linear("Slice", moves=True)
 def _slice(e: Emitter, call: Call, d: Value) -> Value:
-    x, y = call.given(0), call.output
-    starts = e.ints(call.input(1))
-    count = starts if starts is not None else e.ints(call.input(2))
-    axes = e.ints(call.input(3)) if call.input(3) is not None else list(range(len(count or [])))
-    steps = e.ints(call.input(4)) if call.input(4) is not None else [1] * len(axes or [])
+    x, count = call.given(0), call.given(1).shape[0]
+    axes = list(range(count)) if call.input(3) is None and isinstance(count, int) else e.ints(call.input(3))
+    steps = [1] * len(axes or ()) if call.input(4) is None else e.ints(call.input(4))
     if axes is None or steps is None:
-        raise ModelError(f"node '{call.site}' (Slice): its axes or steps are computed at run time; export with constant ones")
+        # Axes or steps are computed at run time: take the same slice of the places, and add at these.
+        return scatter_flat(e, d, e.op("Slice", places_of(e, x), *call.inputs[1:]), x)
     axes = [a % x.rank for a in axes]
-    if starts is not None and all(s == 1 for s in steps) and (padded := _slice_by_pad(e, d, x, y, starts, axes)) is not None:
-        return padded
-    # Any other form: take the same slice of the positions, and add at these.
+    if all(s == 1 for s in steps):
+        return _slice_by_pad(e, call, d, axes)
     for k, axis in enumerate(axes):
-        pick = [e.op("Slice", call.given(i), ints(e, [k]), ints(e, [k + 1])) for i in (1, 2)]
-        pick = [p if p.dtype == np.int64 else e.op("Cast", p, to=onnx.TensorProto.INT64) for p in pick]
-        places = e.op("Slice", arange_like(e, x, axis), pick[0], pick[1], ints(e, [0]), ints(e, [steps[k]]))
+        pick = [_item(e, call.given(i), k) for i in (1, 2)]
+        places = e.op("Slice", arange_like(e, x, axis), *pick, ints(e, [0]), ints(e, [steps[k]]))
         d = scatter_axis(e, d, places, axis, dim_of(e, x, axis))
     return d
 
 
-def _slice_by_pad(e: Emitter, d: Value, x: Value, y: Value, starts: Sequence[int], axes: Sequence[int]) -> Value | None:
-    before: list[Value | Sequence[int]] = []
-    after: list[Value | Sequence[int]] = []
-    for start, axis in zip(starts, axes, strict=True):
-        length, kept = x.shape[axis], y.shape[axis]
-        if isinstance(length, int):
-            begin = min(max(start + length if start < 0 else start, 0), length)
-        elif start >= 0 and kept != 0:
-            begin = start
-        else:
-            return None
-        before.append([begin])
-        if isinstance(length, int) and isinstance(kept, int):
-            after.append([length - begin - kept])
-        else:
-            after.append(dim_of(e, x, axis) - dim_of(e, y, axis) - ints(e, [begin]))
+def _item(e: Emitter, vector: Value, k: int) -> Value:
+    """One element of a vector of integers, as a vector."""
+    known = e.ints(vector)
+    return as_int64(e, e.op("Slice", vector, ints(e, [k]), ints(e, [k + 1]))) if known is None else ints(e, [known[k]])
+
+
+def _slice_by_pad(e: Emitter, call: Call, d: Value, axes: Sequence[int]) -> Value:
+    """The adjoint of a slice with step 1: zeros before and after."""
+    x, y = call.given(0), call.output
+    before, after = [], []
+    for k, axis in enumerate(axes):
+        start, length = _item(e, call.given(1), k), dim_of(e, x, axis)
+        wrapped = e.op("Where", e.op("Less", start, ints(e, [0])), start + length, start)
+        begin = start if e.ints(start) == [0] else e.op("Min", e.op("Max", wrapped, ints(e, [0])), length)
+        before.append(begin)
+        after.append(length - begin - dim_of(e, y, axis))
     return e.op("Pad", d, concat_ints(e, [*before, *after]), None, ints(e, axes), shape=x.shape)
 
 
 @linear("Pad", moves=True)
 def _pad(e: Emitter, call: Call, d: Value) -> Value:
     x, pads = call.given(0), call.given(1)
-    if call.attrs.get("mode", "constant") == "constant":
+    known, mode = e.ints(pads), call.attrs.get("mode", "constant")
+    axes = list(range(x.rank)) if call.input(3) is None else e.ints(call.input(3))
+    if mode == "constant":
+        if axes is not None and known is not None and min(known) >= 0:
+            return crop_like(e, d, x, [a % x.rank for a in axes], known[: len(axes)])
         # A negative pad crops: what was added is cut away, what was cut away gets zeros.
-        return e.op("Pad", d, -pads if e.ints(pads) is None else ints(e, [-p for p in e.ints(pads) or []]), None, call.input(3), shape=x.shape)
-    axes = e.ints(call.input(3)) if call.input(3) is not None else list(range(x.rank))
+        return e.op("Pad", d, -pads, None, call.input(3), shape=x.shape)
     if axes is None:
-        raise ModelError(f"node '{call.site}' (Pad): its axes are computed at run time; export with constant ones")
-    known = e.ints(pads)
+        return scatter_flat(e, d, e.op("Pad", places_of(e, x), pads, None, call.input(3), mode=mode), x)
     for k, axis in enumerate(axes):
         if known is not None and known[k] == 0 == known[k + len(axes)]:
             continue
-        ends = [e.op("Slice", pads, ints(e, [i]), ints(e, [i + 1])) for i in (k, k + len(axes))]
-        places = e.op("Pad", arange_like(e, x, axis), concat_ints(e, ends), mode=call.attrs["mode"])
-        d = scatter_axis(e, d, places, axis % x.rank, dim_of(e, x, axis))
+        ends = [_item(e, pads, i) for i in (k, k + len(axes))]
+        places = e.op("Pad", arange_like(e, x, axis), concat_ints(e, ends), mode=mode)
+        d = scatter_axis(e, d, places, axis, dim_of(e, x, axis))
     return d
 
 
@@ -112,8 +123,7 @@ def _pad(e: Emitter, call: Call, d: Value) -> Value:
 def _gather(e: Emitter, call: Call, d: Value) -> Value:
     x, indices = call.given(0), call.given(1)
     axis = int(call.attrs.get("axis", 0)) % x.rank
-    wide = indices if indices.dtype == np.int64 else e.op("Cast", indices, to=onnx.TensorProto.INT64)
-    flat = e.op("Reshape", wide, ints(e, [-1]))
+    flat = e.op("Reshape", as_int64(e, indices), ints(e, [-1]))
     length = dim_of(e, x, axis)
     positive = e.op("Where", e.op("Less", flat, e.const(0, np.int64)), flat + length, flat)
     if indices.rank == 0:

@@ -67,6 +67,23 @@ def expand_like(e: Emitter, value: Value, like: Value) -> Value:
     return e.op("Expand", value, shape_of(e, like), shape=like.shape)
 
 
+def size_of(e: Emitter, value: Value) -> Value:
+    """Number of elements as an int64 scalar."""
+    return e.op("ReduceProd", shape_of(e, value), keepdims=0)
+
+
+def cast_like(e: Emitter, value: Value, like: Value) -> Value:
+    """The same numbers in the element type of another tensor."""
+    if value.dtype == like.dtype:
+        return value
+    return e.op("Cast", value, to=int(onnx.helper.np_dtype_to_tensor_dtype(like.dtype)))
+
+
+def as_int64(e: Emitter, value: Value) -> Value:
+    """Indices as int64, whatever integers they were."""
+    return value if value.dtype == _INT else e.op("Cast", value, to=onnx.TensorProto.INT64)
+
+
 def ones_like(e: Emitter, value: Value) -> Value:
     """A tensor of ones in the shape of another."""
     return filled_like(e, value, 1)
@@ -83,10 +100,15 @@ def filled_like(e: Emitter, value: Value, number: float) -> Value:
 
 
 def reduce_like(e: Emitter, value: Value, like: Value) -> Value:
-    """Sum away the axes along which ``like`` was broadcast to the shape of ``value``."""
+    """Sum away the axes along which ``like`` was broadcast to the shape of ``value``.
+
+    Axes along which ``value`` is still of length 1 stay so.
+    """
     if same_shape(value, like):
         return value
     extra = value.rank - like.rank
+    if extra < 0:
+        return reduce_like(e, e.op("Unsqueeze", value, ints(e, range(-extra))), like)
     axes = list(range(extra))
     undecided = False
     for i, target in enumerate(like.shape):
@@ -96,13 +118,10 @@ def reduce_like(e: Emitter, value: Value, like: Value) -> Value:
         elif length not in (1, target) and not isinstance(target, int):
             undecided = True  # two different symbols: either may turn out to be 1
     if undecided:
-        return _reduce_dynamically(e, value, like)
-    if extra < 0:
-        return reduce_like(e, e.op("Unsqueeze", value, ints(e, range(-extra))), like)
-    summed = e.op("ReduceSum", value, ints(e, axes), keepdims=1) if axes else value
-    if extra:
-        summed = e.op("Squeeze", summed, ints(e, range(extra)))
-    return summed
+        summed = _reduce_dynamically(e, value, like)
+    else:
+        summed = e.op("ReduceSum", value, ints(e, axes), keepdims=1) if axes else value
+    return e.op("Squeeze", summed, ints(e, range(extra))) if extra else summed
 
 
 def _reduce_dynamically(e: Emitter, value: Value, like: Value) -> Value:
@@ -111,14 +130,8 @@ def _reduce_dynamically(e: Emitter, value: Value, like: Value) -> Value:
     padded = concat_ints(e, [[1] * extra, shape_of(e, like)])
     differs = e.op("Not", e.op("Equal", shape_of(e, value), padded))
     axes = e.op("Reshape", e.op("NonZero", differs), ints(e, [-1]))
-    summed = e.op("ReduceSum", value, axes, keepdims=1, noop_with_empty_axes=1)
-    return e.op("Reshape", summed, shape_of(e, like), shape=like.shape)
-
-
-def slice_axes(e: Emitter, value: Value, starts: Sequence[int], ends: Sequence[int | Value], axes: Sequence[int], shape: tuple[Dim, ...] | None = None) -> Value:
-    """Slice with step 1; ends may be computed."""
-    stop = concat_ints(e, [x if isinstance(x, Value) else [x] for x in ends])
-    return e.op("Slice", value, ints(e, starts), stop, ints(e, axes), shape=shape)
+    kept = (1 if v == 1 else t for v, t in zip(value.shape[extra:], like.shape, strict=True))
+    return e.op("ReduceSum", value, axes, keepdims=1, noop_with_empty_axes=1, shape=(*[1] * extra, *kept))
 
 
 def crop_like(e: Emitter, value: Value, like: Value, axes: Sequence[int], starts: Sequence[int]) -> Value:
@@ -126,11 +139,9 @@ def crop_like(e: Emitter, value: Value, like: Value, axes: Sequence[int], starts
     todo = [(a, s) for a, s in zip(axes, starts, strict=True) if s or not _equal(value.shape[a], like.shape[a])]
     if not todo:
         return value
-    ends: list[int | Value] = []
-    for axis, start in todo:
-        length = like.shape[axis]
-        ends.append(start + length if isinstance(length, int) else dim_of(e, like, axis) + start)
-    return slice_axes(e, value, [s for _, s in todo], ends, [a for a, _ in todo])
+    ends = concat_ints(e, [dim_of(e, like, a) + s for a, s in todo])
+    shape = tuple(like.shape[i] if i in [a for a, _ in todo] else d for i, d in enumerate(value.shape))
+    return e.op("Slice", value, ints(e, [s for _, s in todo]), ends, ints(e, [a for a, _ in todo]), shape=shape)
 
 
 def _equal(a: Dim, b: Dim) -> bool:
@@ -149,6 +160,21 @@ def arange_like(e: Emitter, value: Value, axis: int) -> Value:
         return e.const(np.arange(length, dtype=_INT), name="range")
     stop = e.op("Squeeze", dim_of(e, value, axis), ints(e, [0]))
     return e.op("Range", e.const(0, _INT), stop, e.const(1, _INT))
+
+
+def places_of(e: Emitter, value: Value) -> Value:
+    """Every element's place in the flattened tensor, in the shape of the tensor."""
+    places = e.op("Range", e.const(0, _INT), size_of(e, value), e.const(1, _INT))
+    return e.op("Reshape", places, shape_of(e, value), shape=value.shape, allowzero=1)
+
+
+def scatter_flat(e: Emitter, cotangent: Value, places: Value, like: Value) -> Value:
+    """Add the elements of a cotangent into zeros in the shape of ``like``, each at its place in the flattened tensor."""
+    flat = ints(e, [-1])
+    size = e.op("Reshape", size_of(e, like), ints(e, [1]))
+    blank = e.op("ConstantOfShape", size, value=np.array([0], cotangent.dtype))
+    rows = [e.op("Reshape", v, flat) for v in (places, cotangent)]
+    return reshape_like(e, e.op("ScatterElements", blank, *rows, axis=0, reduction="add"), like)
 
 
 def along_axis(e: Emitter, vector: Value, axis: int, rank: int) -> Value:
@@ -172,17 +198,18 @@ def scatter_axis(e: Emitter, cotangent: Value, indices: Value, axis: int, length
     front = [axis, *(i for i in range(rank) if i != axis)]
     back = [front.index(i) for i in range(rank)]
     turned = cotangent if axis == 0 else e.op("Transpose", cotangent, perm=front)
-    size = concat_ints(e, [length, *(dim_of(e, cotangent, i) for i in front[1:])])
+    size = concat_ints(e, [length, *(dim_of(e, turned, i) for i in range(1, rank))])
     known = e.ints(length)
+    shape = (known[0] if known else None, *turned.shape[1:])
     if e.portable:
         # WebGPU and TensorRT add nothing while scattering: multiply by a one-hot matrix instead.
         stop = e.op("Squeeze", length, ints(e, [0]))
         places = e.op("Unsqueeze", e.op("Range", e.const(0, _INT), stop, e.const(1, _INT)), ints(e, [1]))
-        hit = e.op("Cast", e.op("Equal", places, indices), to=int(onnx.helper.np_dtype_to_tensor_dtype(cotangent.dtype)))
+        hit = cast_like(e, e.op("Equal", places, indices), cotangent)
         rows = e.op("Reshape", turned, concat_ints(e, [dim_of(e, turned, 0), [-1]]))
-        summed = e.op("Reshape", hit @ rows, size, shape=(known[0] if known else None, *turned.shape[1:]))
-        return summed if axis == 0 else e.op("Transpose", summed, perm=back)
-    shape = (known[0] if known else None, *(cotangent.shape[i] for i in front[1:]))
-    blank = e.op("ConstantOfShape", size, value=np.array([0], cotangent.dtype), shape=shape)
-    summed = e.op("ScatterND", blank, e.op("Unsqueeze", indices, ints(e, [1])), turned, reduction="add", shape=shape)
+        summed = e.op("Reshape", hit @ rows, size, shape=shape)
+    else:
+        blank = e.op("ConstantOfShape", size, value=np.array([0], cotangent.dtype), shape=shape)
+        column = e.op("Unsqueeze", indices, ints(e, [1]))
+        summed = e.op("ScatterND", blank, column, turned, reduction="add", shape=shape)
     return summed if axis == 0 else e.op("Transpose", summed, perm=back)

@@ -1,0 +1,121 @@
+"""Running a model in float64 by ONNX's reference implementation: the oracle of verification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_conv_transpose
+
+DOUBLE = TensorProto.DOUBLE
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+Array = np.ndarray[Any, Any]
+# Inputs that the operator wants in float32, whatever the type of its data.
+ALWAYS_FLOAT = {"Resize": (2,), "Upsample": (1,)}
+
+
+def to_double(model: ModelProto) -> ModelProto:
+    """Return a copy of `model` that computes in float64 wherever the original computes in floats of fewer bits."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    _double_graph(copy.graph)
+    for function in copy.functions:
+        _double_nodes(function.node, set())
+    return copy
+
+
+class MaxUnpool(OpRun):
+    """MaxUnpool with its output shape: onnx's own reads the indices as places in the shape without it."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, indices: Array, shape: Array, **_: object) -> tuple[Array]:  # type: ignore[override]
+        y = np.zeros(tuple(shape), x.dtype)
+        y.reshape(-1)[indices.reshape(-1)] = x.reshape(-1)
+        return (y,)
+
+
+class ConvTranspose(op_conv_transpose.ConvTranspose):
+    """ConvTranspose with groups: onnx's own takes it that each group has one channel."""
+
+    op_domain = ""
+
+    def _run(  # type: ignore[override]
+        self, x: Array, w: Array, b: Array | None = None, group: int = 1, **options: object
+    ) -> tuple[Array]:
+        biases = [None] * group if b is None else np.split(b, group)
+        parts = zip(np.split(x, group, 1), np.split(w, group), biases, strict=True)
+        done = [super(ConvTranspose, self)._run(*part, group=1, **options)[0] for part in parts]
+        return (np.concatenate(done, 1),)
+
+
+class GlobalMaxPool(OpRun):
+    """GlobalMaxPool that keeps the axes it reduces: onnx's own drops them for a single one."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:  # type: ignore[override]
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+def run_double(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run `model` in float64 by onnx's reference implementation; float feeds are widened."""
+    session = ReferenceEvaluator(to_double(model), new_ops=[MaxUnpool, ConvTranspose, GlobalMaxPool])
+    wide = {name: x.astype(np.float64) if x.dtype.kind == "f" else x for name, x in feeds.items()}
+    return dict(zip(session.output_names, session.run(None, wide), strict=True))
+
+
+def _double_graph(graph: GraphProto) -> None:
+    kept = _double_nodes(graph.node, {tensor.name for tensor in graph.initializer})
+    for tensor in graph.initializer:
+        if tensor.name not in kept:
+            tensor.CopyFrom(_widened(tensor))
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        if info.type.tensor_type.elem_type in FLOATS and info.name not in kept:
+            info.type.tensor_type.elem_type = DOUBLE
+
+
+def _double_nodes(nodes: Iterable[NodeProto], constants: set[str]) -> set[str]:
+    """Widen the constants and casts of `nodes`, and return the names of the tensors that must stay float32."""
+    nodes = list(nodes)
+    constants = constants | {node.output[0] for node in nodes if node.op_type == "Constant"}
+    kept = {
+        node.input[index]
+        for node in nodes
+        for index in ALWAYS_FLOAT.get(node.op_type, ())
+        if index < len(node.input) and node.input[index] in constants
+    }
+    for node in nodes:
+        if node.op_type == "Constant" and node.output[0] in kept:
+            continue
+        if node.op_type == "ConstantOfShape" and not node.attribute:  # without a value it makes float32 zeros
+            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1))))
+        for attribute in node.attribute:
+            _double_attribute(node.op_type, attribute)
+    return kept
+
+
+def _double_attribute(op_type: str, attribute: AttributeProto) -> None:
+    if attribute.type == AttributeProto.TENSOR:
+        attribute.t.CopyFrom(_widened(attribute.t))
+    elif attribute.type == AttributeProto.GRAPH:
+        _double_graph(attribute.g)
+    elif attribute.type == AttributeProto.GRAPHS:
+        for graph in attribute.graphs:
+            _double_graph(graph)
+    elif op_type == "Constant" and attribute.name in {"value_float", "value_floats"}:
+        numbers = np.asarray(attribute.f if attribute.name == "value_float" else list(attribute.floats), np.float64)
+        attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(numbers)))
+    elif attribute.name in {"to", "dtype", "stash_type"} and attribute.i in FLOATS:
+        attribute.i = DOUBLE
+
+
+def _widened(tensor: TensorProto) -> TensorProto:
+    if tensor.data_type not in FLOATS:
+        return tensor
+    return numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float64), tensor.name)

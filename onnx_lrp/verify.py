@@ -1,0 +1,245 @@
+"""Is an explained model right: outputs unchanged, relevance equal to a float64 reference, conservation layer by layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_lrp import model as models
+from onnx_lrp.errors import InputError
+from onnx_lrp.methods import Method, find_method
+from onnx_lrp.model import ModelLike
+from onnx_lrp.reference import run_double
+from onnx_lrp.rewrite import Explained, rewrite_with_accounts
+from onnx_lrp.runtime import Array, Device, Session
+
+OUTPUT_TOLERANCE = 1e-5  # the runtime may optimise the two graphs differently
+CONSERVATION_TOLERANCE = 1e-3
+RELEVANCE_TOLERANCE = 1e-3
+# A 16-bit forward pass is itself that far from float64, and moves when the runtime places its casts differently.
+# There a rounding can move a pool's winner, so relevance is compared in the mean (L2), not by its worst pixel.
+_NARROW_OUTPUT_TOLERANCE, _NARROW_RELEVANCE_TOLERANCE = 1e-2, 1e-1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one node did with its relevance, summed over the first sample.
+
+    Attributes:
+        node: its name.
+        op: its operator.
+        rule: its rule.
+        arrived: relevance of its outputs.
+        passed: relevance it gave to its inputs.
+        bias: what its biases took.
+        stabilizer: what its stabilizer took.
+        other: what is left: arrived - passed - bias - stabilizer.
+    """
+
+    node: str
+    op: str
+    rule: str
+    arrived: float
+    passed: float
+    bias: float
+    stabilizer: float
+
+    @property
+    def other(self) -> float:
+        """What no account explains; zero up to rounding for a rule that conserves."""
+        return self.arrived - self.passed - self.bias - self.stabilizer
+
+
+@dataclass
+class Verification:
+    """The result of :func:`verify`.
+
+    Attributes:
+        outputs: per output of the model, the largest difference to the source, relative to its largest value.
+        reference: per relevance output, the largest difference to float64, relative to its largest value (16-bit models: in the L2 norm).
+        layers: the conservation ledger; empty for methods that do not conserve.
+        score: the explained score.
+        total: sum of the relevance of all reported inputs.
+        absorbed: what biases and stabilizers took.
+        narrow: True for a 16-bit model, which is held to wider tolerances.
+        providers: execution providers in use.
+        notes: what could not be checked, and why.
+    """
+
+    outputs: dict[str, float]
+    reference: dict[str, float]
+    layers: list[Layer]
+    score: float
+    total: float
+    absorbed: float
+    narrow: bool
+    providers: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def other(self) -> float:
+        """Relevance that no account explains, relative to the score."""
+        if not self.layers:
+            return 0.0
+        return abs(self.score - self.total - self.absorbed) / max(abs(self.score), 1e-12)
+
+    @property
+    def allowed(self) -> tuple[float, float]:
+        """Tolerances of outputs and of relevance."""
+        return (_NARROW_OUTPUT_TOLERANCE, _NARROW_RELEVANCE_TOLERANCE) if self.narrow else (OUTPUT_TOLERANCE, RELEVANCE_TOLERANCE)
+
+    @property
+    def ok(self) -> bool:
+        """True if everything that was checked is within its tolerance."""
+        outputs, relevance = self.allowed
+        return (
+            all(d <= outputs for d in self.outputs.values())
+            and all(d <= relevance for d in self.reference.values())
+            and self.other <= CONSERVATION_TOLERANCE
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        rows = [{**layer.__dict__, "other": layer.other} for layer in self.layers]
+        return {
+            "ok": self.ok,
+            "outputs": self.outputs,
+            "reference": self.reference,
+            "score": self.score,
+            "relevance": self.total,
+            "absorbed": self.absorbed,
+            "other": self.other,
+            "providers": self.providers,
+            "layers": rows,
+            "notes": self.notes,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"outputs unchanged   {_worst(self.outputs):.1e}  (allowed {self.allowed[0]:.0e}, relative; {', '.join(self.providers)})"]
+        if self.reference:
+            lines.append(f"relevance, float64  {_worst(self.reference):.1e}  (allowed {self.allowed[1]:.0e}, relative)")
+        if self.layers:
+            lines.append(f"conservation        {self.other:.1e}  (allowed {CONSERVATION_TOLERANCE:.0e}: |score - relevance - absorbed| / |score|)")
+            lines.append(f"  score {self.score:.6g} = relevance {self.total:.6g} + absorbed {self.absorbed:.6g}")
+            header = ("node", "op", "rule", "arrived", "passed", "bias", "stabilizer", "other")
+            rows = [header, *((r.node, r.op, r.rule, *(f"{n:.4g}" for n in (r.arrived, r.passed, r.bias, r.stabilizer, r.other))) for r in self.layers)]
+            widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+            lines += ["", *("  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows)]
+        lines += [f"note: {note}" for note in self.notes]
+        lines.append("verified" if self.ok else "NOT verified")
+        return "\n".join(lines)
+
+
+def _worst(differences: Mapping[str, float]) -> float:
+    return max(differences.values(), default=0.0)
+
+
+def verify(
+    model: ModelLike,
+    inputs: Array | Mapping[str, Array] | None = None,
+    method: str | os.PathLike[str] | Method = "epsilon_plus_flat",
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
+    **options: Any,
+) -> Verification:
+    """Check an explained model on one sample.
+
+    Args:
+        model: as for :func:`onnx_lrp.rewrite`.
+        inputs: an array or {"input": array}; only the first sample is used; default: seeded noise in [0, 1).
+        method: the method to verify.
+        device: where the model runs.
+        threads: threads per operator.
+        options: as for :func:`onnx_lrp.rewrite`.
+
+    Returns:
+        What was found.
+
+    Raises:
+        OnnxLrpError: as for :func:`onnx_lrp.rewrite`; InputError where inputs do not fit.
+    """
+    source = models.load(model)
+    chosen = find_method(method)
+    conserves = chosen.start != "one"
+    explained = rewrite_with_accounts(source, chosen, accounts="node" if conserves else "none", **options)
+    session = Session(explained.model, device=device, threads=threads, folder=source.folder)
+    feeds = _sample(session, inputs)
+    found = session.run(feeds)
+    plain = Session(source.original, device=device, threads=threads, folder=source.folder).run({k: v for k, v in feeds.items() if k in session.inputs})
+    outputs = {name: _difference(found[name], value) for name, value in plain.items()}
+    notes: list[str] = []
+    try:
+        exact = run_double(explained.model, feeds)
+    except Exception as error:  # the reference implementation lacks operators and forms here and there
+        exact = found
+        notes.append(f"no float64 reference: ONNX's reference implementation fails ({' '.join(str(error).split())[:120]}); the ledger is of the float32 run")
+    names = explained.relevance.values()
+    total = sum(float(found[name].astype(np.float64).sum()) for tensor, name in explained.relevance.items() if tensor in session.inputs)
+    narrow = any(t.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16) for t in source.weights.values())
+    compare = _mean_difference if narrow else _difference
+    reference = {} if exact is found else {n: compare(found[n], exact[n]) for n in names}
+    return Verification(
+        outputs,
+        reference,
+        _layers(explained, exact) if conserves else [],
+        float(found["score"].reshape(-1)[0]),
+        total,
+        float(found["absorbed"].reshape(-1)[0]) if conserves else 0.0,
+        narrow,
+        session.providers,
+        notes,
+    )
+
+
+def _sample(session: Session, inputs: Array | Mapping[str, Array] | None) -> dict[str, Array]:
+    """The first sample of what was given, or seeded noise in the shapes that the model declares."""
+    if inputs is None:
+        rng = np.random.default_rng(0)
+        feeds = {}
+        for name, info in session.inputs.items():
+            if any(not isinstance(d, int) for d in info.shape[1:]):
+                raise InputError(f"input '{name}' has the dynamic shape {info.shape}: give verify an input")
+            shape = [d if isinstance(d, int) else 1 for d in info.shape]
+            noise = rng.random(shape) if np.dtype(session.dtype(name)).kind == "f" else rng.integers(0, 2, shape)
+            feeds[name] = np.asarray(noise, session.dtype(name))
+        return feeds
+    given = inputs if isinstance(inputs, Mapping) else {next(iter(session.inputs)): inputs}
+    feeds = {}
+    for name, array in given.items():
+        if name not in session.inputs and name not in session.optional:
+            raise InputError(f"the model has no input '{name}'; inputs are {', '.join(session.inputs)}")
+        data = np.asarray(array, session.dtype(name))
+        feeds[name] = data[:1] if data.ndim else data
+    missing = [n for n in session.inputs if n not in feeds]
+    if missing:
+        raise InputError(f"input '{missing[0]}' is missing; the model needs {', '.join(session.inputs)}")
+    return feeds
+
+
+def _difference(found: Array, expected: Array) -> float:
+    if not found.size:
+        return 0.0
+    scale = float(np.abs(expected.astype(np.float64)).max()) or 1.0
+    return float(np.abs(found.astype(np.float64) - expected).max()) / scale
+
+
+def _mean_difference(found: Array, expected: Array) -> float:
+    return float(np.linalg.norm(found.astype(np.float64) - expected)) / (float(np.linalg.norm(expected)) or 1.0)
+
+
+def _layers(explained: Explained, results: Mapping[str, Array]) -> list[Layer]:
+    """The ledger by node, in the order of the walk."""
+    rules = {row.node: row for row in explained.table}
+    accounts: dict[str, dict[str, float]] = {}
+    for entry in explained.ledger:
+        account = accounts.setdefault(entry.node, {"out": 0.0, "in": 0.0, "bias": 0.0, "stabilizer": 0.0})
+        account[entry.account] += float(results[entry.output].reshape(-1)[0])
+    return [
+        Layer(node, rules[node].op, rules[node].rule, a["out"], a["in"], a["bias"], a["stabilizer"]) for node, a in accounts.items() if node in rules
+    ]

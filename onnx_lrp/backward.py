@@ -34,10 +34,11 @@ def add(e: Emitter, a: Relevance | None, b: Relevance | None, like: Value) -> Re
     """The sum of two relevances of one tensor, still factored where both are factors of the same tensor."""
     if a is None or b is None:
         return a or b
-    if a.of is b.of:
-        return Relevance(e.op("Add", a.factor, b.factor, label="sum"), a.of)
-    left, right = (expand_like(e, r.whole(e), like) for r in (a, b))
-    return Relevance(e.op("Add", left, right, label="sum"))
+    with e.scope(like.name, doc=f"relevance of {like.name} from several readers"):
+        if a.of is b.of:
+            return Relevance(e.op("Add", a.factor, b.factor, label="sum"), a.of)
+        left, right = (expand_like(e, r.whole(e), like) for r in (a, b))
+        return Relevance(e.op("Add", left, right, label="sum"))
 
 
 def reverse(

@@ -1,4 +1,4 @@
-"""Emitting operators: values, calls, and the emitter that types, names, folds and hash-conses what it emits.
+"""Emitting operators: the emitter types, names, folds and hash-conses what it emits.
 
 A wrong graph fails at the line that builds it: every emitted node goes through ONNX's own type inference at once.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,143 +18,16 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Facts, Shape, Sign, sign_of, sign_of_array
+from onnx_lrp.values import Array, Call, Forward, Operand, Value
 
-Array = np.ndarray[Any, Any]
+__all__ = ["Array", "Call", "Emitter", "Forward", "Operand", "Value"]
+
 _FOLD_LIMIT = 64  # elements; larger constants stay operators on the source's weights, which the runtime folds at load
 
 
-class Value:
-    """A tensor of the graph: its name, what is known of it, and arithmetic that emits nodes."""
-
-    __slots__ = ("_emitter", "facts", "name")
-
-    def __init__(self, emitter: Emitter, name: str, facts: Facts):
-        self._emitter, self.name, self.facts = emitter, name, facts
-
-    def __repr__(self) -> str:
-        return f"Value({self.name!r}, {self.facts.dtype}, {self.facts.shape})"
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Element type."""
-        return self.facts.dtype
-
-    @property
-    def shape(self) -> Shape:
-        """Shape; ModelError where not even the rank is known."""
-        if self.facts.shape is None:
-            raise ModelError(f"the rank of tensor '{self.name}' is unknown; run onnx.shape_inference or export with static ranks")
-        return self.facts.shape
-
-    @property
-    def rank(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def static(self) -> bool:
-        """True if every axis has a known length."""
-        return self.facts.shape is not None and all(isinstance(d, int) for d in self.facts.shape)
-
-    @property
-    def nonnegative(self) -> bool:
-        """True if no element can be negative."""
-        return Sign.NEGATIVE not in self.facts.sign
-
-    @property
-    def nonpositive(self) -> bool:
-        """True if no element can be positive."""
-        return Sign.POSITIVE not in self.facts.sign
-
-    def __add__(self, other: Operand) -> Value:
-        return self._emitter.op("Add", self, other)
-
-    def __sub__(self, other: Operand) -> Value:
-        return self._emitter.op("Sub", self, other)
-
-    def __mul__(self, other: Operand) -> Value:
-        return self._emitter.op("Mul", self, other)
-
-    def __truediv__(self, other: Operand) -> Value:
-        return self._emitter.op("Div", self, other)
-
-    def __matmul__(self, other: Operand) -> Value:
-        return self._emitter.op("MatMul", self, other)
-
-    def __radd__(self, other: Operand) -> Value:
-        return self._emitter.op("Add", other, self)
-
-    def __rsub__(self, other: Operand) -> Value:
-        return self._emitter.op("Sub", other, self)
-
-    def __rmul__(self, other: Operand) -> Value:
-        return self._emitter.op("Mul", other, self)
-
-    def __rtruediv__(self, other: Operand) -> Value:
-        return self._emitter.op("Div", other, self)
-
-    def __neg__(self) -> Value:
-        return self._emitter.op("Neg", self)
-
-
-Operand = Value | float | int | Array | None
-
-
-@dataclass(eq=False)
-class Call:
-    """One operator application: the user's node, a view of it, or one re-emitted on other inputs.
-
-    Attributes:
-        op: operator type.
-        inputs: its inputs; None for an optional one that is absent.
-        outputs: its outputs; None for one that nobody names.
-        attrs: attributes as Python values.
-        site: name of the source node it stands for.
-        opset: version of the operator set it was written in.
-    """
-
-    op: str
-    inputs: tuple[Value | None, ...]
-    outputs: tuple[Value | None, ...]
-    attrs: dict[str, Any] = field(default_factory=dict)
-    site: str = ""
-    domain: str = ""
-    note: str = ""
-
-    @property
-    def output(self) -> Value:
-        """The first output."""
-        if self.outputs[0] is None:
-            raise ModelError(f"node '{self.site}' ({self.op}) has no first output")
-        return self.outputs[0]
-
-    def input(self, index: int) -> Value | None:
-        """Input by index; None where absent."""
-        return self.inputs[index] if index < len(self.inputs) else None
-
-    def given(self, index: int) -> Value:
-        """Input by index; ModelError where absent."""
-        value = self.input(index)
-        if value is None:
-            raise ModelError(f"node '{self.site}' ({self.op}) misses its input {index}; check how the model was exported")
-        return value
-
-    @property
-    def active(self) -> tuple[int, ...]:
-        """Indices of the inputs that carry influence from the explained inputs."""
-        return tuple(i for i, v in enumerate(self.inputs) if v is not None and v.facts.active)
-
-    def __repr__(self) -> str:
-        return f"Call({self.op}, {self.site!r})"
-
-
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _schema(op: str, opset: int, domain: str = "") -> onnx.defs.OpSchema:
     return onnx.defs.get_schema(op, opset, domain)
-
-
-# A view operator: how to emit it, given (emitter, call with the new inputs).
-Forward = Callable[["Emitter", Call], Value]
 
 
 class Emitter:
@@ -219,7 +92,9 @@ class Emitter:
         """
         if name not in self.parameters:
             if name in self._names:
-                raise ModelError(f"the model already has a tensor named '{name}', which the explanation needs for an input of its own; rename it")
+                raise ModelError(
+                    f"the model already has a tensor named '{name}', which the explanation needs as an input; rename it"
+                )
             if facts is None:
                 assert default is not None
                 facts = Facts(default.dtype, tuple(f"{name}.{i}" for i in range(default.ndim)))
@@ -253,7 +128,11 @@ class Emitter:
         names = [f"i{k}" if a is not None else "" for k, a in enumerate(inputs)]
         outputs = [f"o{k}" if v is not None else "" for k, v in enumerate(call.outputs)]
         node = _node(call.op, names, outputs, call.attrs, call.domain)
-        infos = [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in zip(names, inputs, strict=True) if a is not None]
+        infos = [
+            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in zip(names, inputs, strict=True)
+            if a is not None
+        ]
         wanted = [onnx.helper.make_tensor_value_info(n, 0, None) for n in outputs if n]
         graph = onnx.helper.make_graph([node], "constant", infos, wanted)
         proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(call.domain, self.opset)])
@@ -278,10 +157,17 @@ class Emitter:
         """
         return self.ops(kind, *inputs, outputs=1, shape=shape, label=label, **attrs)[0]
 
-    def ops(self, kind: str, *inputs: Operand, outputs: int, shape: Shape | None = None, label: str = "", **attrs: Any) -> tuple[Value, ...]:
+    def ops(
+        self, kind: str, *inputs: Operand, outputs: int, shape: Shape | None = None, label: str = "", **attrs: Any
+    ) -> tuple[Value, ...]:
         """Emit an operator with several outputs (or one); like :meth:`op`."""
         values = self._operands(inputs)
-        key = (kind, outputs, tuple(v.name if v else "" for v in values), tuple((k, _hashable(attrs[k])) for k in sorted(attrs)))
+        key = (
+            kind,
+            outputs,
+            tuple(v.name if v else "" for v in values),
+            tuple((k, _hashable(attrs[k])) for k in sorted(attrs)),
+        )
         if key in self._memo:
             return self._memo[key]
         name = self._unique(f"lrp/{self._site}/{label or kind}")
@@ -296,7 +182,15 @@ class Emitter:
                 self.values[result.name] = result
                 self.producers[result.name] = call
                 self._tensors[result.name] = gs.Variable(result.name)
-            self.graph.nodes.append(gs.Node(kind, name, _gs_attrs(name, attrs), [self._tensor(v) for v in values], [self._tensor(v) for v in results]))
+            self.graph.nodes.append(
+                gs.Node(
+                    kind,
+                    name,
+                    _gs_attrs(name, attrs),
+                    [self._tensor(v) for v in values],
+                    [self._tensor(v) for v in results],
+                )
+            )
             self.docs[name] = (self._doc, {"onnx_lrp.source": self._site, "onnx_lrp.rule": self._rule})
             folded = results
         self._memo[key] = folded
@@ -309,27 +203,54 @@ class Emitter:
         dtype = next((v.dtype for v in given if isinstance(v, Value)), np.dtype(np.float32))
         # Plain numbers and float arrays follow the tensor they meet; integer arrays (axes, shapes) keep their type.
         return tuple(
-            v if v is None or isinstance(v, Value) else self.const(v) if isinstance(v, np.ndarray) and v.dtype.kind in "ib" else self.const(v, dtype)
+            v
+            if v is None or isinstance(v, Value)
+            else self.const(v)
+            if isinstance(v, np.ndarray) and v.dtype.kind in "ib"
+            else self.const(v, dtype)
             for v in given
         )
 
-    def _infer(self, kind: str, values: Sequence[Value | None], names: Sequence[str], attrs: dict[str, Any], shape: Shape | None) -> list[Facts]:
+    def _infer(
+        self,
+        kind: str,
+        values: Sequence[Value | None],
+        names: Sequence[str],
+        attrs: dict[str, Any],
+        shape: Shape | None,
+    ) -> list[Facts]:
         inputs = ["" if v is None else v.name for v in values]
         node = _node(kind, inputs, names, attrs)
         types = {v.name: _type_proto(v.facts) for v in values if v is not None}
-        data = {v.name: onnx.numpy_helper.from_array(a, v.name) for v in values if v is not None and v.dtype.kind == "i" and (a := self._arrays.get(v.name)) is not None}
+        data = {
+            v.name: onnx.numpy_helper.from_array(a, v.name)
+            for v in values
+            if v is not None and v.dtype.kind == "i" and (a := self._arrays.get(v.name)) is not None
+        }
         try:
-            inferred = onnx.shape_inference.infer_node_outputs(_schema(kind, self.opset), node, types, data, opset_imports=self._opset_import)
+            inferred = onnx.shape_inference.infer_node_outputs(
+                _schema(kind, self.opset), node, types, data, opset_imports=self._opset_import
+            )
         except Exception as error:
             shapes = ", ".join(f"{v.name}: {v.facts.dtype}{v.facts.shape}" for v in values if v is not None)
-            raise ModelError(f"emitting {kind} for node '{self._site}' fails: {' '.join(str(error).split())[:200]} (inputs {shapes})") from None
+            raise ModelError(
+                f"emitting {kind} for node '{self._site}' fails: {' '.join(str(error).split())[:200]} (inputs {shapes})"
+            ) from None
         signs = [v.facts.sign if v is not None else Sign.ZERO for v in values]
         const = all(v is None or v.facts.const for v in values) and kind not in _RANDOM
         active = any(v is not None and v.facts.active for v in values)
         result = []
         for name in names:
             known = _facts_of(inferred[name])
-            result.append(replace(known, shape=known.shape if shape is None else shape, const=const, active=active and known.dtype.kind == "f", sign=sign_of(kind, signs, attrs)))
+            result.append(
+                replace(
+                    known,
+                    shape=known.shape if shape is None else shape,
+                    const=const,
+                    active=active and known.dtype.kind == "f",
+                    sign=sign_of(kind, signs, attrs),
+                )
+            )
         return result
 
     def _fold(self, call: Call) -> tuple[Value, ...] | None:
@@ -337,7 +258,10 @@ class Emitter:
         outputs = [v for v in call.outputs if v is not None]
         if not call.inputs or not all(v.facts.const and v.static for v in outputs):
             return None
-        if any(np.prod([d for d in v.shape if isinstance(d, int)]) > _FOLD_LIMIT for v in [*outputs, *(v for v in call.inputs if v is not None and v.static)]):
+        if any(
+            np.prod([d for d in v.shape if isinstance(d, int)]) > _FOLD_LIMIT
+            for v in [*outputs, *(v for v in call.inputs if v is not None and v.static)]
+        ):
             return None
         inputs = [self.array(v) for v in call.inputs]
         if any(a is None and v is not None for a, v in zip(inputs, call.inputs, strict=True)):
@@ -354,7 +278,11 @@ class Emitter:
             known: facts from the model, one per output.
         """
         try:
-            inferred = self._infer(call.op, call.inputs, [n or "_" for n in names], call.attrs, None) if not call.domain else list(known)
+            inferred = (
+                self._infer(call.op, call.inputs, [n or "_" for n in names], call.attrs, None)
+                if not call.domain
+                else list(known)
+            )
         except (ModelError, onnx.defs.SchemaError, KeyError):
             inferred = list(known)
         const = bool(call.inputs) and all(v is None or v.facts.const for v in call.inputs) and call.op not in _RANDOM
@@ -364,7 +292,9 @@ class Emitter:
                 outputs.append(None)
                 continue
             facts = inferred[k] if k < len(inferred) else known[k]
-            facts = replace(facts, shape=_named(_merge(facts.shape, known[k].shape), name), const=const, dtype=known[k].dtype)
+            facts = replace(
+                facts, shape=_named(_merge(facts.shape, known[k].shape), name), const=const, dtype=known[k].dtype
+            )
             value = self.declare(name, facts)
             self.producers[name] = call
             outputs.append(value)
@@ -385,7 +315,9 @@ class Emitter:
         if call.op in self.forwards:
             repeated.outputs = (self.forwards[call.op](self, repeated),)
         else:
-            repeated.outputs = self.ops(call.op, *inputs, outputs=len(call.outputs), label=f"{call.op}_again", **call.attrs)
+            repeated.outputs = self.ops(
+                call.op, *inputs, outputs=len(call.outputs), label=f"{call.op}_again", **call.attrs
+            )
         return repeated
 
     # ---- names and bookkeeping -----------------------------------------------------------------------------------
@@ -407,7 +339,9 @@ class Emitter:
         self._names.add(name)
         result = self.declare(name, value.facts)
         self._tensors[name] = gs.Variable(name)
-        self.graph.nodes.append(gs.Node("Identity", self._unique(f"lrp/{name}"), {}, [self._tensor(value)], [self._tensor(result)]))
+        self.graph.nodes.append(
+            gs.Node("Identity", self._unique(f"lrp/{name}"), {}, [self._tensor(value)], [self._tensor(result)])
+        )
         return result
 
     def _unique(self, name: str) -> str:
@@ -437,7 +371,7 @@ class Emitter:
                 wanted.update(t.name for t in node.inputs)
                 alive.append(node)
         pruned = gs.Graph(nodes=alive[::-1], opset=self.opset)
-        proto = gs.export_onnx(pruned, do_type_check=False).graph
+        proto: onnx.GraphProto = gs.export_onnx(pruned, do_type_check=False).graph
         for node in proto.node:
             doc, metadata = self.docs.get(node.name, ("", {}))
             node.doc_string = doc
@@ -452,7 +386,9 @@ class Emitter:
         return proto
 
 
-_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 
 
 def _merge(a: Shape | None, b: Shape | None) -> Shape | None:
@@ -473,7 +409,9 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _node(kind: str, inputs: Sequence[str], outputs: Sequence[str], attrs: dict[str, Any], domain: str = "") -> onnx.NodeProto:
+def _node(
+    kind: str, inputs: Sequence[str], outputs: Sequence[str], attrs: dict[str, Any], domain: str = ""
+) -> onnx.NodeProto:
     plain = {k: onnx.numpy_helper.from_array(v) if isinstance(v, np.ndarray) else v for k, v in attrs.items()}
     return onnx.helper.make_node(kind, inputs, outputs, domain=domain, **plain)
 

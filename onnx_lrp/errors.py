@@ -22,7 +22,9 @@ class InputError(OnnxLrpError):
 class RuleError(OnnxLrpError):
     """A rule book or a rule is malformed: names the file, the line and the key."""
 
-    def __init__(self, message: str, *, file: str | Path | None = None, line: int | None = None, key: str | None = None):
+    def __init__(
+        self, message: str, *, file: str | Path | None = None, line: int | None = None, key: str | None = None
+    ):
         where = ":".join(str(part) for part in (file, line) if part is not None)
         what = f"key '{key}': " if key else ""
         super().__init__(f"{where}: {what}{message}" if where else f"{what}{message}")

@@ -78,7 +78,11 @@ class Gradient:
     def step_for(self, place: Place) -> tuple[Step, str, str] | None:
         """The adjoint, for every operator that has one."""
         operator = OPERATORS.get(place.call.op)
-        return None if operator is None or operator.adjoint is None or place.call.domain else (gradient, "gradient", "every operator")
+        return (
+            None
+            if operator is None or operator.adjoint is None or place.call.domain
+            else (gradient, "gradient", "every operator")
+        )
 
     def finish(self, e: Emitter, x: Value, relevance: Relevance) -> Value:
         """The gradient."""
@@ -114,10 +118,14 @@ def find_method(method: str | os.PathLike[str] | Method) -> Method:
     if not isinstance(method, str | os.PathLike):
         if all(hasattr(method, part) for part in ("name", "start", "step_for", "finish")):
             return method
-        raise InputError(f"a method is a name, the path of a rule book, or an object such as LRP(...), not {type(method).__name__}")
+        raise InputError(
+            f"a method is a name, the path of a rule book, or an object such as LRP(...), not {type(method).__name__}"
+        )
     text = os.fspath(method)
     if text in _GRADIENT_FAMILY:
         return _GRADIENT_FAMILY[text]()
     if text in book_names() or text.endswith(".toml"):
         return LRP(text)
-    raise InputError(f"there is no method '{text}'; there are {', '.join(method_names())}, or the path of a rule book (.toml)")
+    raise InputError(
+        f"there is no method '{text}'; there are {', '.join(method_names())}, or the path of a rule book (.toml)"
+    )

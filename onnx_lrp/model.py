@@ -11,19 +11,19 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import external_data_helper, inliner, shape_inference, version_converter
 
 from onnx_lrp.errors import InputError, ModelError
 
-ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | gs.Graph
+ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | gs.Graph"
 
 WORKING_OPSET = 18  # the lowest that all emitted forms are written for; sources below are converted by ONNX's converter
 _NEWEST_OPSET = 26  # the newest that ONNX Runtime 1.31 loads
@@ -118,7 +118,9 @@ def _read(model: ModelLike) -> tuple[onnx.ModelProto, str, Path | None, str]:
     try:
         proto = onnx.load_model_from_string(data)
     except (DecodeError, ValueError):
-        raise ModelError(f"{name}: not an ONNX file, or cut short (its bytes do not parse); export or download it again") from None
+        raise ModelError(
+            f"{name}: not an ONNX file, or cut short (its bytes do not parse); export or download it again"
+        ) from None
     return proto, name, folder, _digest(data)
 
 
@@ -127,10 +129,8 @@ def _digest(data: bytes) -> str:
 
 
 def _canonical_bytes(proto: onnx.ModelProto) -> bytes:
-    try:
-        return proto.SerializeToString(deterministic=True)
-    except ValueError:  # above protobuf's limit: the structure has to do
-        return _split(proto)[0].SerializeToString(deterministic=True)
+    # Above protobuf's limit the structure has to do.
+    return serialized(proto) or serialized(_split(proto)[0]) or b""
 
 
 def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) -> None:
@@ -139,14 +139,18 @@ def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) ->
     if not tensors:
         return
     if folder is None:
-        raise ModelError(f"{name}: weights are external data, which a model in memory cannot find; give the model's path")
+        raise ModelError(
+            f"{name}: weights are external data, which a model in memory cannot find; give the model's path"
+        )
     total = 0
     root = folder.resolve()
     for tensor in tensors:
         info = external_data_helper.ExternalDataInfo(tensor)
         path = (root / info.location).resolve()
         if not path.is_relative_to(root):
-            raise ModelError(f"{name}: external data '{info.location}' points outside the model's folder; move it beside the model")
+            raise ModelError(
+                f"{name}: external data '{info.location}' points outside the model's folder; move it beside the model"
+            )
         if not path.is_file():
             raise ModelError(f"{name}: external data '{info.location}' is missing; put the file beside the model")
         size = path.stat().st_size
@@ -190,7 +194,9 @@ def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Tens
         else:
             weights[tensor.name] = tensor
             if tensor.name not in declared:
-                skeleton.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+                skeleton.graph.input.append(
+                    onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+                )
     if listed_by_force and proto.ir_version:
         small = constants - weights.keys()
         kept = [i for i in skeleton.graph.input if i.name not in small]
@@ -279,16 +285,24 @@ def inferred_graph(source: Source) -> onnx.GraphProto:
     try:
         return shape_inference.infer_shapes(source.skeleton, strict_mode=False, data_prop=True).graph
     except Exception as error:  # inference raises several unrelated types
-        raise ModelError(f"{source.name}: shape inference fails ({_one_line(error)}); check how it was exported") from None
+        raise ModelError(
+            f"{source.name}: shape inference fails ({_one_line(error)}); check how it was exported"
+        ) from None
 
 
-def assemble(source: Source, added: onnx.GraphProto, metadata: dict[str, str]) -> onnx.ModelProto:
+def assemble(
+    source: Source,
+    added: onnx.GraphProto,
+    metadata: dict[str, str],
+    arrange: Callable[[onnx.ModelProto], None] = lambda model: None,
+) -> onnx.ModelProto:
     """The explained model: the source's own nodes byte for byte, then what was added.
 
     Args:
         source: the source.
         added: nodes, initializers, inputs and outputs to append.
         metadata: metadata_props to set on the model.
+        arrange: rearranges the nodes of the finished model in place, weights not yet in it.
 
     Returns:
         A new model, checked.
@@ -303,6 +317,7 @@ def assemble(source: Source, added: onnx.GraphProto, metadata: dict[str, str]) -
     for key, value in metadata.items():
         entry = next((p for p in model.metadata_props if p.key == key), None) or model.metadata_props.add(key=key)
         entry.value = value
+    arrange(model)
     _check(model, source.name)
     kept = [i for i in graph.input if i.name not in source.weights]
     del graph.input[:]
@@ -326,14 +341,17 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], folder: Path | No
     try:
         if any(external_data_helper.uses_external_data(t) for t in model.graph.initializer):
             _bring_external(model, path, folder or path.parent)
-        elif model.ByteSize() >= _PROTOBUF_LIMIT:
+        data = serialized(model)
+        if data is None:
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
             onnx.save_model(copy, path, save_as_external_data=True, location=path.name + ".data")
-            return
-        write_atomically(path, model.SerializeToString(deterministic=True))
+        else:
+            write_atomically(path, data)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); check the folder and the free space") from None
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); check the folder and the free space"
+        ) from None
 
 
 def _bring_external(model: onnx.ModelProto, path: Path, folder: Path) -> None:
@@ -349,6 +367,15 @@ def _bring_external(model: onnx.ModelProto, path: Path, folder: Path) -> None:
         except OSError:
             with origin.open("rb") as file:
                 write_atomically(target, file.read())
+
+
+def serialized(model: onnx.ModelProto) -> bytes | None:
+    """The model's bytes; None above what protobuf serialises."""
+    try:
+        data = bytes(model.SerializeToString(deterministic=True))
+    except (ValueError, EncodeError):
+        return None
+    return data if len(data) < _PROTOBUF_LIMIT else None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

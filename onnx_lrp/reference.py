@@ -10,7 +10,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_conv_transpose
+from onnx.reference.ops import op_conv_transpose, op_max_pool
 
 DOUBLE = TensorProto.DOUBLE
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -40,6 +40,18 @@ class MaxUnpool(OpRun):
         return (y,)
 
 
+class MaxPool(op_max_pool.MaxPool):
+    """MaxPool whose Indices run over the whole tensor: at stride 1 onnx's own count within each picture."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, kernel_shape: list[int], **options: Any) -> tuple[Array, ...]:  # type: ignore[override]
+        names = ("auto_pad", "ceil_mode", "dilations", "pads", "storage_order", "strides")
+        given = {"storage_order": 0} | {k: v for k, v in options.items() if v is not None}
+        result: tuple[Array, ...] = self._max_pool(x, kernel_shape=kernel_shape, **{k: given.get(k) for k in names})
+        return result
+
+
 class ConvTranspose(op_conv_transpose.ConvTranspose):
     """ConvTranspose with groups: onnx's own takes it that each group has one channel."""
 
@@ -65,7 +77,7 @@ class GlobalMaxPool(OpRun):
 
 def run_double(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run `model` in float64 by onnx's reference implementation; float feeds are widened."""
-    session = ReferenceEvaluator(to_double(model), new_ops=[MaxUnpool, ConvTranspose, GlobalMaxPool])
+    session = ReferenceEvaluator(to_double(model), new_ops=[MaxUnpool, MaxPool, ConvTranspose, GlobalMaxPool])
     wide = {name: x.astype(np.float64) if x.dtype.kind == "f" else x for name, x in feeds.items()}
     return dict(zip(session.output_names, session.run(None, wide), strict=True))
 

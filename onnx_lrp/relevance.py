@@ -62,6 +62,17 @@ class Modifier:
             raise RuleError("the bounds of the z-box rule apply to inputs of the model only")
         return bounds(e, x, self.kind)
 
+    def of_unit(self, sign: int) -> float:
+        """What a weight of 1 or -1 that is no tensor (a sum's) becomes, as a factor of the weight as it is."""
+        match self.kind:
+            case "positive" | "negative":
+                return float((sign > 0) == (self.kind == "positive"))
+            case "square" | "one":
+                return float(sign)
+            case "raised" | "lowered":
+                return 1.0 + self.amount if (sign > 0) == (self.kind == "raised") else 1.0
+        return 1.0
+
 
 # (emitter, tensor, "low" or "high") -> the bound, broadcastable to the tensor
 Bounds = Callable[[Emitter, Value, str], Value]
@@ -88,17 +99,19 @@ def squared(e: Emitter, x: Value) -> Value:
     return result
 
 
-SAME, POSITIVE, NEGATIVE, SQUARE, ONE, ZERO = (Modifier(k) for k in ("same", "positive", "negative", "square", "one", "zero"))
+SAME, POSITIVE, NEGATIVE, SQUARE, ONE, ZERO = (
+    Modifier(k) for k in ("same", "positive", "negative", "square", "one", "zero")
+)
 LOW, HIGH = Modifier("low"), Modifier("high")
 
 
 def raised(gamma: float) -> Modifier:
-    """x + gamma·max(x, 0)."""
+    """X + gamma·max(x, 0)."""
     return Modifier("raised", gamma)
 
 
 def lowered(gamma: float) -> Modifier:
-    """x + gamma·min(x, 0)."""
+    """X + gamma·min(x, 0)."""
     return Modifier("lowered", gamma)
 
 
@@ -159,6 +172,8 @@ class Rule:
         shares: list[list[tuple[Value | None, Value]]] = [[] for _ in call.inputs]
         for branch in self.branches:
             _run(e, call, roles, self, branch, relevance, shares)
+        if any(branch.where for branch in self.branches):
+            e.book(call, "stabilizer", lambda: _masked(e, call, relevance))
         return [_collect(e, x, share) if share else None for x, share in zip(call.inputs, shares, strict=True)]
 
 
@@ -170,6 +185,15 @@ class Roles:
     weight: int | None
     biases: tuple[int, ...]
     slot: int | None
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """Inputs and weight."""
+        return self.inputs if self.weight is None else (*self.inputs, self.weight)
+
+    def summand(self, index: int) -> bool:
+        """True for an input that is added as it is, so that its weight is 1 (or -1) and no tensor."""
+        return self.weight is None or index == self.slot
 
 
 def roles_of(call: Call, rule: str = "a rule") -> Roles:
@@ -183,69 +207,119 @@ def roles_of(call: Call, rule: str = "a rule") -> Roles:
     if operator.verb == "bilinear":
         live = [i for i in operator.factors if i in active]
         if len(live) == 2:
-            raise RuleError(f"node '{call.site}': {rule} needs a constant weight, but both factors of this {call.op} depend on the input; use share, gate or factor")
+            raise RuleError(
+                f"node '{call.site}': {rule} needs a constant weight, but both factors of this {call.op} depend on the input; use share, gate or factor"
+            )
         weight = next(i for i in operator.factors if i not in live) if live else None
         biases = (operator.bias,) if operator.bias is not None and operator.bias not in active else ()
         return Roles(active, weight, biases, operator.bias)
     if operator.verb != "linear":
         raise RuleError(f"node '{call.site}': {rule} is for linear operators, {call.op} is {operator.verb}; use pass")
-    return Roles(active, None, tuple(i for i in range(len(call.inputs)) if i not in active), None)
+    if operator.moves:
+        raise RuleError(
+            f"node '{call.site}': {rule} is for operators that compute sums, {call.op} moves elements; use route"
+        )
+    constants = (i for i, v in enumerate(call.inputs) if v is not None and i not in active and v.dtype.kind == "f")
+    return Roles(active, None, tuple(constants), None)
 
 
-def _run(e: Emitter, call: Call, roles: Roles, rule: Rule, branch: Branch, relevance: Relevance, shares: list[list[tuple[Value | None, Value]]]) -> None:
+def _sign(call: Call, index: int) -> int:
+    """The weight of a summand."""
+    return -1 if call.op == "Neg" or (call.op == "Sub" and index == 1) else 1
+
+
+def _input(e: Emitter, call: Call, roles: Roles, rule: Rule, term: Term, index: int) -> Value | None:
+    """An input as a term wants it; a summand takes the modifier of its weight along."""
+    x = term.x(e, call.given(index), rule.bounds)
+    factor = term.w.of_unit(_sign(call, index)) if roles.summand(index) else 1.0
+    return None if x is None or factor == 0 else x if factor == 1 else x * factor
+
+
+def _bias(e: Emitter, call: Call, term: Term, index: int) -> Value | None:
+    """A bias as a term wants it: what is subtracted counts with its sign turned."""
+    b = call.given(index)
+    if _sign(call, index) > 0:
+        return term.b(e, b)
+    turned = term.b(e, -b)
+    return None if turned is None else -turned
+
+
+def _run(
+    e: Emitter,
+    call: Call,
+    roles: Roles,
+    rule: Rule,
+    branch: Branch,
+    relevance: Relevance,
+    shares: list[list[tuple[Value | None, Value]]],
+) -> None:
     """Emit one branch and add its shares."""
-    terms, z, held = _forward(e, call, roles, rule, branch)
+    found = _forward(e, call, roles, rule, branch)
+    if found is None:  # nothing contributes: of the denominator only the stabilizer is left
+        if branch.where is None:
+            e.book(call, "stabilizer", lambda: expand_like(e, relevance.whole(e), call.output) * branch.weight)
+        return
+    terms, z, held = found
     quotient = _quotient(e, call, relevance, z, rule.epsilon, branch, held)
     if quotient is None:
         return
     if branch.weight != 1.0:
         quotient = quotient * branch.weight
-    _account(e, call, roles, terms, quotient, rule.epsilon, z)
-    for term, applied in terms:
+    _account(e, call, roles, terms, quotient, rule.epsilon, z, exact=relevance.of is z)
+    for term, applied, live in terms:
         signal = quotient if term.factor == 1.0 else quotient * term.factor
-        pieces = adjoint(e, applied, [signal], roles.inputs)
-        for i in roles.inputs:
+        pieces = adjoint(e, applied, [signal], live)
+        for i in live:
             piece, x = pieces[i], applied.input(i)
             if piece is None:
                 continue
-            shares[i].append((None if term.x.kind == "one" else x, piece))
+            if term.x.kind != "one":
+                shares[i].append((x, piece))
+            else:  # the weight alone shares
+                shares[i].append((None, -piece if roles.summand(i) and _sign(call, i) < 0 else piece))
 
 
-def _forward(e: Emitter, call: Call, roles: Roles, rule: Rule, branch: Branch) -> tuple[list[tuple[Term, Call]], Value, bool]:
-    """The terms that are not zero, applied; their sum; and whether that sum holds epsilon already.
+# A term, the operator applied as it says, and the inputs that are not zero there.
+Applied = tuple[Term, Call, tuple[int, ...]]
+
+
+def _forward(
+    e: Emitter, call: Call, roles: Roles, rule: Rule, branch: Branch
+) -> tuple[list[Applied], Value, bool] | None:
+    """The terms that are not zero, applied; their sum; and whether that sum holds epsilon already. None if all are zero.
 
     Where the sum is known to be nonnegative the stabilizer is a plain addition, and the operator's own bias input
     takes it for free.
     """
-    prepared: list[tuple[Term, dict[int, Value | None]]] = []
+    prepared: list[tuple[Term, dict[int, Value | None], tuple[int, ...]]] = []
     for term in branch.terms:
-        changes: dict[int, Value | None] = {i: term.x(e, call.given(i), rule.bounds) for i in roles.inputs}
+        changes = {i: _input(e, call, roles, rule, term, i) for i in roles.inputs}
         if roles.weight is not None:
             changes[roles.weight] = term.w(e, call.given(roles.weight))
         has_bias = False
         for i in roles.biases:
-            bias = call.input(i)
-            changes[i] = None if bias is None else term.b(e, bias)
+            changes[i] = None if call.input(i) is None else _bias(e, call, term, i)
             has_bias |= changes[i] is not None
-        vanishes = any(changes[i] is None for i in (*roles.inputs, *([] if roles.weight is None else [roles.weight])))
-        if vanishes and not has_bias:
+        vanishes = any(changes[i] is None for i in roles.operands if not roles.summand(i))  # a product does
+        live = tuple(i for i in roles.inputs if changes[i] is not None and (roles.summand(i) or not vanishes))
+        if not live and not has_bias:
             continue
-        for i in (*roles.inputs, roles.weight):
-            if i is not None and changes[i] is None:
-                changes[i] = call.given(i) * 0.0  # only the bias is left of this term
+        for i in roles.operands:
+            if changes[i] is None:
+                changes[i] = call.given(i) * 0.0
         if roles.slot is None:
             for i in roles.biases:
                 if changes[i] is None:
                     changes[i] = call.given(i) * 0.0  # a constant summand cannot be left out of an Add
-        prepared.append((term, changes))
+        prepared.append((term, changes, live))
     if not prepared:
-        prepared = [(branch.terms[0], {i: call.given(i) * 0.0 for i in roles.inputs})]
+        return None
     held = False
-    if all(t.factor == 1.0 for t, _ in prepared) and rule.epsilon > 0 and roles.slot is not None:
-        held = _hold_epsilon(e, call, roles, prepared[0][1], rule.epsilon, prepared)
-    applied = [(term, e.again(call, changes)) for term, changes in prepared]
+    if all(t.factor == 1.0 for t, _, _ in prepared) and rule.epsilon > 0 and roles.slot is not None:
+        held = _hold_epsilon(e, call, roles, rule.epsilon, [changes for _, changes, _ in prepared])
+    applied = [(term, e.again(call, changes), live) for term, changes, live in prepared]
     z: Value | None = None
-    for term, again in applied:
+    for term, again, _ in applied:
         part = again.output
         if z is None:
             z = part if term.factor == 1.0 else part * term.factor
@@ -257,12 +331,17 @@ def _forward(e: Emitter, call: Call, roles: Roles, rule: Rule, branch: Branch) -
     return applied, z, held
 
 
-def _hold_epsilon(e: Emitter, call: Call, roles: Roles, first: dict[int, Value | None], epsilon: float, prepared: list[tuple[Term, dict[int, Value | None]]]) -> bool:
+def _hold_epsilon(
+    e: Emitter,
+    call: Call,
+    roles: Roles,
+    epsilon: float,
+    prepared: list[dict[int, Value | None]],
+) -> bool:
     """Add epsilon to the bias of the first term if every product and bias is known to be nonnegative."""
-    for _, changes in prepared:
-        x = [changes[i] for i in roles.inputs]
-        w = [changes[roles.weight]] if roles.weight is not None else []
-        factors = [v for v in (*x, *w) if v is not None]
+    first = prepared[0]
+    for changes in prepared:
+        factors = [v for i in roles.operands if (v := changes[i]) is not None]
         same = all(v.nonnegative for v in factors) or (len(factors) == 2 and all(v.nonpositive for v in factors))
         biases = [changes[i] for i in roles.biases]
         if not same or any(b is not None and not b.nonnegative for b in biases):
@@ -271,7 +350,7 @@ def _hold_epsilon(e: Emitter, call: Call, roles: Roles, first: dict[int, Value |
     assert slot is not None
     if slot in roles.inputs:
         return False
-    if all(changes.get(i, call.input(i)) is call.input(i) for _, changes in prepared for i in changes):
+    if all(changes.get(i, call.input(i)) is call.input(i) for changes in prepared for i in changes):
         return False  # the forward output itself is z: no second pass for the sake of epsilon
     bias = first.get(slot)
     if bias is None:
@@ -293,10 +372,15 @@ def rectifier(e: Emitter, of: Value | None, z: Value) -> str | None:
         maker = e.producers.get(maker.given(0).name)
     if maker is None or of is None or maker.op not in ("Relu", "Clip") or not of.nonnegative or maker.input(0) is not z:
         return None
+    low = maker.input(1)
+    if low is not None and not (low.nonnegative and low.nonpositive):
+        return None  # a Clip whose low end is not zero
     return maker.op
 
 
-def _quotient(e: Emitter, call: Call, relevance: Relevance, z: Value, epsilon: float, branch: Branch, held: bool) -> Value | None:
+def _quotient(
+    e: Emitter, call: Call, relevance: Relevance, z: Value, epsilon: float, branch: Branch, held: bool
+) -> Value | None:
     """R / stab(z), masked where the branch says so; None where that is known to be zero.
 
     The sign of the stabilizer is left out wherever it is known, or wherever nothing flows on the other side.
@@ -309,7 +393,11 @@ def _quotient(e: Emitter, call: Call, relevance: Relevance, z: Value, epsilon: f
         stable = z
     elif branch.where is not None:
         # Where the mask lets relevance through, z has the sign of the unmodified output; elsewhere it only must not vanish.
-        stable = (positive(e, z) or z * 0.0) + epsilon if branch.where == "positive" else (negative(e, z) or z * 0.0) - epsilon
+        stable = (
+            (positive(e, z) or z * 0.0) + epsilon
+            if branch.where == "positive"
+            else (negative(e, z) or z * 0.0) - epsilon
+        )
     elif of is z and epsilon == 0:
         return expand_like(e, c, z)
     elif rectified and z is y and of is not None:
@@ -319,7 +407,11 @@ def _quotient(e: Emitter, call: Call, relevance: Relevance, z: Value, epsilon: f
         stable = stabilized(e, of if rectified == "Relu" else e.op("Relu", z), epsilon)
     else:
         stable = stabilized(e, z, epsilon)
-    q = c / stable if of is None else c * e.op("Div", of, stable, label="quotient")
+    q = (
+        e.op("Div", c, stable, label="signal")
+        if of is None
+        else e.op("Mul", c, e.op("Div", of, stable, label="quotient"), label="signal")
+    )
     if branch.where is not None and not rectified:
         zero = e.const(0, y.dtype)
         mask = e.op("Greater", y, zero) if branch.where == "positive" else e.op("Less", y, zero)
@@ -328,7 +420,7 @@ def _quotient(e: Emitter, call: Call, relevance: Relevance, z: Value, epsilon: f
 
 
 def stabilized(e: Emitter, z: Value, epsilon: float) -> Value:
-    """z + epsilon·sign(z) with sign(0) = +1; for epsilon = 0, z with its zeros replaced by ones."""
+    """Z + epsilon·sign(z) with sign(0) = +1; for epsilon = 0, z with its zeros replaced by ones."""
     if epsilon == 0:
         zero = e.const(0, z.dtype)
         return e.op("Where", e.op("Equal", z, zero), e.const(1, z.dtype), z)
@@ -336,20 +428,21 @@ def stabilized(e: Emitter, z: Value, epsilon: float) -> Value:
         return z + epsilon
     if z.nonpositive and not z.nonnegative:
         return e.op("Where", e.op("Less", z, e.const(0, z.dtype)), z - epsilon, e.const(epsilon, z.dtype))
-    return z + e.op("Where", e.op("Less", z, e.const(0, z.dtype)), e.const(-epsilon, z.dtype), e.const(epsilon, z.dtype))
+    return z + e.op(
+        "Where", e.op("Less", z, e.const(0, z.dtype)), e.const(-epsilon, z.dtype), e.const(epsilon, z.dtype)
+    )
 
 
-def _account(e: Emitter, call: Call, roles: Roles, terms: list[tuple[Term, Call]], s: Value, epsilon: float, z: Value) -> None:
+def _account(
+    e: Emitter, call: Call, roles: Roles, terms: list[Applied], s: Value, epsilon: float, z: Value, *, exact: bool
+) -> None:
     """Book what biases and the stabilizer take, each from its own formula: sum of b~·s and of epsilon·sign(z)·s."""
 
     def bias() -> Value | None:
         total: Value | None = None
-        for term, applied in terms:
+        for term, applied, _ in terms:
             for i in roles.biases:
-                b = applied.input(i)
-                if b is None or call.input(i) is None or term.b.kind == "zero":
-                    continue
-                original = term.b(e, call.given(i))  # without an epsilon that rides on the bias
+                original = None if call.input(i) is None else _bias(e, call, term, i)  # no epsilon rides on this one
                 if original is None:
                     continue
                 signal = s if term.factor == 1.0 else s * term.factor
@@ -358,18 +451,29 @@ def _account(e: Emitter, call: Call, roles: Roles, terms: list[tuple[Term, Call]
         return total
 
     def stabilizer() -> Value | None:
-        if epsilon == 0:
-            return None
+        if epsilon == 0:  # a sum that is zero was divided by one
+            return None if exact else e.op("Where", e.op("Equal", z, e.const(0, z.dtype)), s, e.const(0, z.dtype))
         if z.nonnegative:
             return s * epsilon
-        return s * e.op("Where", e.op("Less", z, e.const(0, z.dtype)), e.const(-epsilon, z.dtype), e.const(epsilon, z.dtype))
+        return s * e.op(
+            "Where", e.op("Less", z, e.const(0, z.dtype)), e.const(-epsilon, z.dtype), e.const(epsilon, z.dtype)
+        )
 
     e.book(call, "bias", bias)
     e.book(call, "stabilizer", stabilizer)
 
 
+def _masked(e: Emitter, call: Call, relevance: Relevance) -> Value | None:
+    """What sits on outputs that are exactly zero, which neither branch of a rule with a mask lets through."""
+    y = call.output
+    if relevance.of is y or rectifier(e, relevance.of, y):
+        return None
+    whole = expand_like(e, relevance.whole(e), y)
+    return e.op("Where", e.op("Equal", y, e.const(0, y.dtype)), whole, e.const(0, y.dtype))
+
+
 def adjoint_of_bias(e: Emitter, call: Call, s: Value, index: int, bias: Value) -> Value:
-    """bias ⊙ s in the shape of the output, per element: what the additive input takes there."""
+    """Bias ⊙ s in the shape of the output, per element: what the additive input takes there."""
     s = expand_like(e, s, call.output)
     if OPERATORS[call.op].verb == "linear":
         return s * _signed_input(e, call, index, bias)
@@ -379,7 +483,7 @@ def adjoint_of_bias(e: Emitter, call: Call, s: Value, index: int, bias: Value) -
 
 
 def _signed_input(e: Emitter, call: Call, index: int, value: Value) -> Value:
-    return -value if call.op == "Sub" and index == 1 else value * (1 / len(call.inputs)) if call.op == "Mean" else value
+    return -value if _sign(call, index) < 0 else value * (1 / len(call.inputs)) if call.op == "Mean" else value
 
 
 def _collect(e: Emitter, x: Value | None, shares: list[tuple[Value | None, Value]]) -> Relevance:
@@ -420,7 +524,9 @@ def alpha_beta_rule(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6
         RuleError: alpha or beta negative, or alpha - beta not 1 (relevance would not be conserved).
     """
     if alpha < 0 or beta < 0 or abs(alpha - beta - 1) > 1e-9:
-        raise RuleError(f"alpha_beta needs alpha, beta >= 0 and alpha - beta = 1, got alpha={alpha}, beta={beta}", key="alpha")
+        raise RuleError(
+            f"alpha_beta needs alpha, beta >= 0 and alpha - beta = 1, got alpha={alpha}, beta={beta}", key="alpha"
+        )
     excite = Branch((Term(POSITIVE, POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE, ZERO)), alpha)
     inhibit = Branch((Term(POSITIVE, NEGATIVE, NEGATIVE), Term(NEGATIVE, POSITIVE, ZERO)), -beta)
     return Rule("alpha_beta", (excite, inhibit) if beta else (excite,), epsilon)
@@ -455,4 +561,9 @@ def flat_rule(epsilon: float = 1e-6) -> Rule:
 
 def zbox_rule(bounds: Bounds, epsilon: float = 1e-6) -> Rule:
     """LRP-z^B for inputs in a box (Montavon et al. 2017, eq. 13): z = x·w - low·w⁺ - high·w⁻; the bias cancels."""
-    return Rule("zbox", (Branch((Term(SAME, SAME, ZERO), Term(LOW, POSITIVE, ZERO, -1.0), Term(HIGH, NEGATIVE, ZERO, -1.0))),), epsilon, bounds)
+    return Rule(
+        "zbox",
+        (Branch((Term(SAME, SAME, ZERO), Term(LOW, POSITIVE, ZERO, -1.0), Term(HIGH, NEGATIVE, ZERO, -1.0))),),
+        epsilon,
+        bounds,
+    )

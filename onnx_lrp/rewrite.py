@@ -44,7 +44,9 @@ class Table(list[Row]):
     def __str__(self) -> str:
         rows = [("node", "op", "rule", "why"), *((r.node, r.op, r.rule, r.why) for r in self)]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows)
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
+        )
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,12 @@ def rewrite_with_accounts(
     if begin not in STARTS:
         raise InputError(f"start is one of {', '.join(STARTS)}, not '{begin}'")
     source = model if isinstance(model, Source) else models.load(model)
-    v = view(source, fold_batchnorm=fold_batchnorm, portable=portable, kept=[*layers, *(inputs or ()), *([output] if output else [])])
+    v = view(
+        source,
+        fold_batchnorm=fold_batchnorm,
+        portable=portable,
+        kept=[*layers, *(inputs or ()), *([output] if output else [])],
+    )
     e = v.e
     explained, head = find_explained(v, output)
     reported = {**_reported_inputs(v, inputs), **{name: (v.value(name), False) for name in layers}}
@@ -187,7 +194,9 @@ def rewrite_with_accounts(
         step, rule = steps[id(call)]
 
         def run(e: Emitter, call: Call, out: Sequence[Relevance | None]) -> Sequence[Relevance | None]:
-            with e.scope(call.site, rule, f"{rule} rule for {call.op} {call.site}" + (f" ({call.note})" if call.note else "")):
+            with e.scope(
+                call.site, rule, f"{rule} rule for {call.op} {call.site}" + (f" ({call.note})" if call.note else "")
+            ):
                 shares = step(e, call, out)
                 keeper.flow(call, out, shares)
             return shares
@@ -208,8 +217,6 @@ def rewrite_with_accounts(
     outputs.append(e.rename(first.score, "score"))
     outputs.extend(keeper.outputs())
     added = e.export(outputs)
-    if switch:
-        added = behind_switch(added)
     info = {
         "version": VERSION,
         "method": chosen.name,
@@ -219,7 +226,9 @@ def rewrite_with_accounts(
         "explained": explained.name,
         "source_sha256": source.sha256,
     }
-    proto = models.assemble(source, added, {"onnx_lrp": json.dumps(info, sort_keys=True)})
+    nodes, own = len(source.skeleton.graph.node), [o.name for o in source.skeleton.graph.output]
+    arrange = (lambda proto: behind_switch(proto, nodes, own)) if switch else (lambda proto: None)
+    proto = models.assemble(source, added, {"onnx_lrp": json.dumps(info, sort_keys=True)}, arrange)
     axes = explained.shape[1:] if explained.rank > 1 else ()
     classes = tuple(d if isinstance(d, int) else None for d in axes if d != 1) or (1,)
     return Explained(proto, table, chosen.name, names, classes, explained.name, head, source, keeper.entries)
@@ -233,17 +242,27 @@ def _reported_inputs(v: View, inputs: Sequence[str] | None) -> dict[str, tuple[V
         if value.dtype.kind == "f":
             found[name] = (value, False)
             continue
-        rows = [c.output for c in v.calls if c.op == "Gather" and c.input(1) is value and c.given(0).facts.const and c.output.dtype.kind == "f"]
+        rows = [
+            c.output
+            for c in v.calls
+            if c.op == "Gather" and c.input(1) is value and c.given(0).facts.const and c.output.dtype.kind == "f"
+        ]
         if rows:
             found[name] = (rows[0], True)
         elif inputs is not None:
-            raise InputError(f"input '{name}' is {value.dtype} and feeds no embedding Gather; name a float tensor instead")
+            raise InputError(
+                f"input '{name}' is {value.dtype} and feeds no embedding Gather; name a float tensor instead"
+            )
     if not found:
-        raise InputError("the model has no float input and no token embedding to report relevance for; name a tensor with inputs=")
+        raise InputError(
+            "the model has no float input and no token embedding to report relevance for; name a tensor with inputs="
+        )
     return found
 
 
-def _assign(source: Source, calls: Sequence[Call], method: Method, allow_gradient: bool) -> tuple[dict[int, tuple[Step, str]], Table]:
+def _assign(
+    source: Source, calls: Sequence[Call], method: Method, allow_gradient: bool
+) -> tuple[dict[int, tuple[Step, str]], Table]:
     """A step for every call; all calls without one are listed in the error."""
     where = places(calls)
     steps: dict[int, tuple[Step, str]] = {}
@@ -316,7 +335,9 @@ class _Ledger:
             elif self._batch == 1:
                 return e.op("Reshape", e.op("ReduceSum", value, keepdims=0), ints(e, [1]))
             elif isinstance(value.shape[0], int) and isinstance(self._batch, int):
-                raise ModelError(f"node '{call.site}' ({call.op}): the ledger needs the batch axis, and {value.shape} shows none; rewrite without ledger")
+                raise ModelError(
+                    f"node '{call.site}' ({call.op}): the ledger needs the batch axis, and {value.shape} shows none; rewrite without ledger"
+                )
         rest = [i for i in range(value.rank) if i != axis]
         return e.op("ReduceSum", value, ints(e, rest), keepdims=0) if rest else value
 

@@ -91,7 +91,11 @@ class Verification:
     @property
     def allowed(self) -> tuple[float, float]:
         """Tolerances of outputs and of relevance."""
-        return (_NARROW_OUTPUT_TOLERANCE, _NARROW_RELEVANCE_TOLERANCE) if self.narrow else (OUTPUT_TOLERANCE, RELEVANCE_TOLERANCE)
+        return (
+            (_NARROW_OUTPUT_TOLERANCE, _NARROW_RELEVANCE_TOLERANCE)
+            if self.narrow
+            else (OUTPUT_TOLERANCE, RELEVANCE_TOLERANCE)
+        )
 
     @property
     def ok(self) -> bool:
@@ -120,16 +124,34 @@ class Verification:
         }
 
     def __str__(self) -> str:
-        lines = [f"outputs unchanged   {_worst(self.outputs):.1e}  (allowed {self.allowed[0]:.0e}, relative; {', '.join(self.providers)})"]
+        lines = [
+            f"outputs unchanged   {_worst(self.outputs):.1e}  (allowed {self.allowed[0]:.0e}, relative; {', '.join(self.providers)})"
+        ]
         if self.reference:
             lines.append(f"relevance, float64  {_worst(self.reference):.1e}  (allowed {self.allowed[1]:.0e}, relative)")
         if self.layers:
-            lines.append(f"conservation        {self.other:.1e}  (allowed {CONSERVATION_TOLERANCE:.0e}: |score - relevance - absorbed| / |score|)")
+            lines.append(
+                f"conservation        {self.other:.1e}  (allowed {CONSERVATION_TOLERANCE:.0e}: |score - relevance - absorbed| / |score|)"
+            )
             lines.append(f"  score {self.score:.6g} = relevance {self.total:.6g} + absorbed {self.absorbed:.6g}")
             header = ("node", "op", "rule", "arrived", "passed", "bias", "stabilizer", "other")
-            rows = [header, *((r.node, r.op, r.rule, *(f"{n:.4g}" for n in (r.arrived, r.passed, r.bias, r.stabilizer, r.other))) for r in self.layers)]
+            rows = [
+                header,
+                *(
+                    (r.node, r.op, r.rule, *(f"{n:.4g}" for n in (r.arrived, r.passed, r.bias, r.stabilizer, r.other)))
+                    for r in self.layers
+                ),
+            ]
             widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-            lines += ["", *("  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows)]
+            lines += [
+                "",
+                *(
+                    "  ".join(
+                        c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+                    )
+                    for row in rows
+                ),
+            ]
         lines += [f"note: {note}" for note in self.notes]
         lines.append("verified" if self.ok else "NOT verified")
         return "\n".join(lines)
@@ -171,16 +193,24 @@ def verify(
     session = Session(explained.model, device=device, threads=threads, folder=source.folder)
     feeds = _sample(session, inputs)
     found = session.run(feeds)
-    plain = Session(source.original, device=device, threads=threads, folder=source.folder).run({k: v for k, v in feeds.items() if k in session.inputs})
+    plain = Session(source.original, device=device, threads=threads, folder=source.folder).run(
+        {k: v for k, v in feeds.items() if k in session.inputs}
+    )
     outputs = {name: _difference(found[name], value) for name, value in plain.items()}
     notes: list[str] = []
     try:
         exact = run_double(explained.model, feeds)
     except Exception as error:  # the reference implementation lacks operators and forms here and there
         exact = found
-        notes.append(f"no float64 reference: ONNX's reference implementation fails ({' '.join(str(error).split())[:120]}); the ledger is of the float32 run")
+        notes.append(
+            f"no float64 reference: ONNX's reference implementation fails ({' '.join(str(error).split())[:120]}); the ledger is of the float32 run"
+        )
     names = explained.relevance.values()
-    total = sum(float(found[name].astype(np.float64).sum()) for tensor, name in explained.relevance.items() if tensor in session.inputs)
+    total = sum(
+        float(found[name].astype(np.float64).sum())
+        for tensor, name in explained.relevance.items()
+        if tensor in session.inputs
+    )
     narrow = any(t.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16) for t in source.weights.values())
     compare = _mean_difference if narrow else _difference
     reference = {} if exact is found else {n: compare(found[n], exact[n]) for n in names}
@@ -241,5 +271,7 @@ def _layers(explained: Explained, results: Mapping[str, Array]) -> list[Layer]:
         account = accounts.setdefault(entry.node, {"out": 0.0, "in": 0.0, "bias": 0.0, "stabilizer": 0.0})
         account[entry.account] += float(results[entry.output].reshape(-1)[0])
     return [
-        Layer(node, rules[node].op, rules[node].rule, a["out"], a["in"], a["bias"], a["stabilizer"]) for node, a in accounts.items() if node in rules
+        Layer(node, rules[node].op, rules[node].rule, a["out"], a["in"], a["bias"], a["stabilizer"])
+        for node, a in accounts.items()
+        if node in rules
     ]

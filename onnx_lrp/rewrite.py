@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -16,11 +17,11 @@ from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.adjoints.shapes import expand_like, ints, zeros_like
 from onnx_lrp.backward import Relevance, Step, gradient, reverse
 from onnx_lrp.canonical import View, mark_active, view
-from onnx_lrp.composite import Place, places
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError, ModelError, UnsupportedNode, UnsupportedOps
 from onnx_lrp.methods import Method, find_method
 from onnx_lrp.model import ModelLike, Source
+from onnx_lrp.places import Place, places
 from onnx_lrp.switch import behind_switch
 from onnx_lrp.target import STARTS, Seed, Start, Target, find_explained, seed
 
@@ -186,6 +187,8 @@ def rewrite_with_accounts(
     explained, head = find_explained(v, output)
     reported = {**_reported_inputs(v, inputs), **{name: (v.value(name), False) for name in layers}}
     calls = mark_active(v, [x for x, _ in reported.values()], explained)
+    if not explained.facts.active:
+        raise InputError(f"'{explained.name}' does not depend on {', '.join(reported)}: there is nothing to explain")
     steps, table = _assign(source, calls, chosen, allow_gradient)
     first = seed(e, explained, target, begin, head)
     keeper = _Ledger(e, first, accounts)
@@ -221,13 +224,14 @@ def rewrite_with_accounts(
         "version": VERSION,
         "method": chosen.name,
         "parameters": repr(chosen),
-        "target": target if isinstance(target, str | int) else list(target),
+        "target": target if isinstance(target, str) else np.asarray(target).tolist(),
         "start": begin,
         "explained": explained.name,
         "source_sha256": source.sha256,
     }
     nodes, own = len(source.skeleton.graph.node), [o.name for o in source.skeleton.graph.output]
-    arrange = (lambda proto: behind_switch(proto, nodes, own)) if switch else (lambda proto: None)
+    shapes = {name: tuple(tensor.dims) for name, tensor in source.weights.items()}
+    arrange = (lambda proto: behind_switch(proto, nodes, own, shapes)) if switch else (lambda proto: None)
     proto = models.assemble(source, added, {"onnx_lrp": json.dumps(info, sort_keys=True)}, arrange)
     axes = explained.shape[1:] if explained.rank > 1 else ()
     classes = tuple(d if isinstance(d, int) else None for d in axes if d != 1) or (1,)

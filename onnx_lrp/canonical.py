@@ -17,11 +17,11 @@ import numpy as np
 import onnx
 
 from onnx_lrp.adjoints import OPERATORS
-from onnx_lrp.adjoints.shapes import concat_ints, dim_of, ints
+from onnx_lrp.adjoints.shapes import concat_ints, dim_of, ints, ones_like
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError, ModelError
 from onnx_lrp.facts import Facts, Shape, sign_of_array
-from onnx_lrp.model import Source, inferred_graph
+from onnx_lrp.model import Source, array_of, inferred_graph
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -52,7 +52,9 @@ class View:
         if name in self.alias:
             return self.alias[name]
         if name not in self.e.values:
-            raise InputError(f"the model has no tensor named '{name}'; names are listed by onnx-lrp check, or shown in Netron")
+            raise InputError(
+                f"the model has no tensor named '{name}'; names are listed by onnx-lrp check, or shown in Netron"
+            )
         return self.e.values[name]
 
     def producers(self) -> dict[Value, Call]:
@@ -92,7 +94,9 @@ def view(source: Source, *, fold_batchnorm: bool = True, portable: bool = False,
 
 def _read(source: Source, portable: bool) -> View:
     graph = inferred_graph(source)
-    reserved = [n.name for n in graph.node] + [o for n in graph.node for o in n.output if o] + [i.name for i in graph.input]
+    reserved = (
+        [n.name for n in graph.node] + [o for n in graph.node for o in n.output if o] + [i.name for i in graph.input]
+    )
     reserved += [t.name for t in graph.initializer]
     e = Emitter(source.opset, reserved, portable=portable)
     e.forwards = {name: operator.forward for name, operator in OPERATORS.items() if operator.forward}
@@ -128,7 +132,7 @@ def _call(e: Emitter, node: onnx.NodeProto) -> Call:
         if isinstance(value, bytes):
             value = value.decode(errors="replace")
         elif isinstance(value, onnx.TensorProto):
-            value = onnx.numpy_helper.to_array(value)
+            value = array_of(value)
         attrs[attribute.name] = list(value) if attribute.ints or attribute.floats else value
     inputs = tuple(e.values.get(name) if name else None for name in node.input)
     return Call(node.op_type, inputs, (), attrs, node.name, "" if node.domain == "ai.onnx" else node.domain)
@@ -139,7 +143,7 @@ def _declare_constant(e: Emitter, tensor: onnx.TensorProto) -> None:
     value = e.declare(tensor.name, Facts(dtype, tuple(tensor.dims), const=True))
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return
-    e.lazy[tensor.name] = lambda: onnx.numpy_helper.to_array(tensor)
+    e.lazy[tensor.name] = lambda: array_of(tensor)
     if math.prod(tensor.dims) <= 65536:
         array = e.array(value)
         assert array is not None
@@ -150,7 +154,7 @@ def _declare_literal(e: Emitter, node: onnx.NodeProto) -> None:
     attribute = node.attribute[0]
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, onnx.TensorProto):
-        array = onnx.numpy_helper.to_array(value)
+        array = array_of(value)
     else:
         array = np.array(value, dtype={"f": np.float32, "i": np.int64}.get(attribute.name[6:7]))
     e.declare(node.output[0], Facts(array.dtype, array.shape, const=True, sign=sign_of_array(array)), array)
@@ -160,7 +164,10 @@ def _facts(info: onnx.ValueInfoProto, name_axes: bool = False) -> Facts:
     tensor = info.type.tensor_type
     shape: Shape | None = None
     if tensor.HasField("shape"):
-        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or (f"{info.name}.{i}" if name_axes else None) for i, d in enumerate(tensor.shape.dim))
+        shape = tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param or (f"{info.name}.{i}" if name_axes else None)
+            for i, d in enumerate(tensor.shape.dim)
+        )
     return Facts(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type or 1), shape)
 
 
@@ -250,6 +257,9 @@ def _explicit_pads(v: View) -> None:
             continue
         elif mode == "VALID":
             attrs.pop("pads", None)
+            attrs.pop("ceil_mode", None)
+        elif attrs.get("ceil_mode", 0):
+            _check_windows(call)
         call.outputs = call.outputs[:1]
         calls.append(call)
     v.calls = calls
@@ -261,9 +271,22 @@ def _sliding(call: Call) -> tuple[list[int], list[int], list[int]]:
     return list(kernel), list(call.attrs.get("strides") or [1] * n), list(call.attrs.get("dilations") or [1] * n)
 
 
+def _check_windows(call: Call) -> None:
+    """Before opset 22 shape inference counts a last window of ceil_mode that lies in the padding; no runtime has it."""
+    _, strides, _ = _sliding(call)
+    pads = call.attrs.get("pads") or [0] * (2 * len(strides))
+    for i, (length, said) in enumerate(zip(call.given(0).shape[2:], call.output.shape[2:], strict=True)):
+        if isinstance(length, int) and isinstance(said, int) and (said - 1) * strides[i] >= length + pads[i]:
+            raise ModelError(
+                f"node '{call.site}' ({call.op}): its shape in the model counts a window that lies in the padding, "
+                "which runtimes leave out; export with opset 22 or higher"
+            )
+
+
 def _same_pads(v: View, call: Call, mode: str) -> list[Call]:
     e, x = v.e, call.given(0)
     call.outputs = call.outputs[:1]
+    call.attrs.pop("ceil_mode", None)  # it counts for explicit pads only
     kernel, strides, dilations = _sliding(call)
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
     lengths = x.shape[2:]
@@ -280,8 +303,6 @@ def _same_pads(v: View, call: Call, mode: str) -> list[Call]:
         small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
         call.attrs["pads"] = large + small if lower else small + large
         return [call]
-    if call.op == "AveragePool":
-        raise ModelError(f"node '{call.site}' (AveragePool, auto_pad={mode}) has a dynamic input size; fix the model's height and width, or export explicit pads")
     # total = max((ceil(n / stride) - 1) * stride + reach - n, 0), worked out at run time
     begins, ends = [], []
     with e.scope(call.site, doc=f"pads of auto_pad={mode}"):
@@ -297,10 +318,20 @@ def _same_pads(v: View, call: Call, mode: str) -> list[Call]:
         pads = concat_ints(e, [*begins, *ends])
         symbols = tuple(f"{call.site}.padded{i}" for i in range(len(kernel)))
         padded = e.op("Pad", x, pads, fill, axes, shape=(*x.shape[:2], *symbols))
-    pad = Call("Pad", (x, pads, fill, axes), (padded,), {"mode": "constant"}, call.site, note=f"auto_pad={mode} as a Pad")
+    pad = Call(
+        "Pad", (x, pads, fill, axes), (padded,), {"mode": "constant"}, call.site, note=f"auto_pad={mode} as a Pad"
+    )
     call.inputs = (padded, *call.inputs[1:])
     call.attrs["pads"] = [0] * (2 * len(kernel))
-    return [pad, call]
+    if call.op != "AveragePool" or call.attrs.pop("count_include_pad", 0):
+        return [pad, call]
+    # The mean over a padded window, times what its padding takes away: one over the mean of padded ones.
+    with e.scope(call.site, doc=f"windows of auto_pad={mode} without their padding"):
+        inner = e.op("Slice", ones_like(e, x), ints(e, [0, 0]), ints(e, [1, 1]), ints(e, [0, 1]))
+        share = e.op("AveragePool", e.op("Pad", inner, pads, None, axes), **call.attrs)
+        mean = replace(call, outputs=(e.op("AveragePool", padded, **call.attrs),))
+        factor = e.op("Reciprocal", share, shape=(1, 1, *call.output.shape[2:]))
+    return [pad, mean, Call("Mul", (mean.output, factor), call.outputs, {}, call.site, note="mean without padding")]
 
 
 def _explicit_transposed(call: Call, mode: str) -> None:
@@ -322,10 +353,12 @@ def _explicit_transposed(call: Call, mode: str) -> None:
         elif mode.startswith("SAME"):
             total = d * (k - 1) + 1 + o - s
         else:
-            raise ModelError(f"node '{call.site}' (ConvTranspose) has output_shape and a dynamic input size; export explicit pads")
+            raise ModelError(
+                f"node '{call.site}' (ConvTranspose) has output_shape and a dynamic input size; export explicit pads"
+            )
         half = total // 2
-        begin.append(total - half if mode == "SAME_UPPER" else half)
-        end.append(half if mode == "SAME_UPPER" else total - half)
+        begin.append(half if mode == "SAME_UPPER" else total - half)
+        end.append(total - half if mode == "SAME_UPPER" else half)
     for i, (b, f) in enumerate(zip(begin, end, strict=True)):
         if b + f < 0:  # the output is longer than what the kernel reaches: that is output_padding
             extra[i] -= b + f
@@ -348,14 +381,14 @@ def _plain_gemm(v: View) -> None:
                 inputs[weight] = call.given(weight) * alpha
                 call.attrs = call.attrs | {"alpha": 1.0}
             bias = call.input(2)
-            if bias is not None and beta != 1.0:
+            if bias is not None and bias.facts.const and beta != 1.0:
                 inputs[2] = bias * beta
                 call.attrs = call.attrs | {"beta": 1.0}
         call.inputs = tuple(inputs)
 
 
 def _constant_division(v: View) -> None:
-    """x / c is x * (1/c)."""
+    """X / c is x * (1/c)."""
     for call in v.calls:
         if call.op == "Div" and call.given(1).facts.const and call.output.dtype.kind == "f":
             with v.e.scope(call.site, doc="reciprocal of the constant divisor"):
@@ -364,14 +397,16 @@ def _constant_division(v: View) -> None:
 
 
 def _batchnorm_as_affine(v: View) -> None:
-    """y = x * slope + offset with slope = scale / sqrt(var + eps), offset = B - mean * slope."""
+    """Y = x * slope + offset with slope = scale / sqrt(var + eps), offset = B - mean * slope."""
     e = v.e
     for call in v.calls:
         if call.op != "BatchNormalization" or call.domain or len(call.inputs) < 5:
             continue
         x, scale, shift, mean, var = (call.given(i) for i in range(5))
         if call.attrs.get("training_mode", 0):
-            raise ModelError(f"node '{call.site}' (BatchNormalization) is in training mode; export the model in evaluation mode")
+            raise ModelError(
+                f"node '{call.site}' (BatchNormalization) is in training mode; export the model in evaluation mode"
+            )
         with e.scope(call.site, doc="BatchNormalization as x * slope + offset"):
             slope = scale / e.op("Sqrt", var + float(call.attrs.get("epsilon", 1e-5)))
             offset = shift - mean * slope
@@ -384,7 +419,12 @@ def _batchnorm_as_affine(v: View) -> None:
 def _affine_of(call: Call, source: Value) -> tuple[Value | None, Value | None] | None:
     """Slope and offset if a call computes source * slope + offset with constants."""
     others = [x for x in call.inputs if x is not source and x is not None]
-    if call.domain or source not in call.inputs or not all(x.facts.const for x in others) or call.inputs.count(source) != 1:
+    if (
+        call.domain
+        or source not in call.inputs
+        or not all(x.facts.const for x in others)
+        or call.inputs.count(source) != 1
+    ):
         return None
     if call.op == "BatchNormalization" and call.inputs[0] is source:
         return call.given(1), call.given(2)
@@ -418,10 +458,16 @@ def _fold_affine(v: View, fold_batchnorm: bool) -> None:
             affine = _affine_of(call, maker.output)
             if affine is not None and (fold_batchnorm or affine[0] is None):
                 merged = _with_affine(v.e, maker, call, *affine)
-        if merged is None:
+        if merged is None or maker is None:
             calls.append(call)
             continue
-        maker.op, maker.inputs, maker.attrs, maker.outputs, maker.note = merged.op, merged.inputs, merged.attrs, call.outputs, merged.note
+        maker.op, maker.inputs, maker.attrs, maker.outputs, maker.note = (
+            merged.op,
+            merged.inputs,
+            merged.attrs,
+            call.outputs,
+            merged.note,
+        )
         makers[call.output] = maker
     # A folded call stands where its linear part stood: what was added are constants, and what it feeds comes later.
     v.calls = calls
@@ -432,6 +478,8 @@ def _with_affine(e: Emitter, linear: Call, call: Call, slope: Value | None, offs
     axis = 1 if linear.op in _CONVOLUTIONS else y.rank - 1
     weight, bias = linear.given(1), linear.input(2)
     if call.output.facts.shape is None or y.facts.shape is None or call.output.rank != y.rank:
+        return None
+    if (bias is not None and not bias.facts.const) or not all(_fits(k, y) for k in (slope, offset) if k is not None):
         return None
     with e.scope(linear.site, doc=f"weights of {linear.site} with {call.op} {call.site} folded in"):
         if slope is not None:
@@ -447,7 +495,7 @@ def _with_affine(e: Emitter, linear: Call, call: Call, slope: Value | None, offs
         if offset is not None:
             if linear.op in _CONVOLUTIONS:
                 vector = _channel_vector(e, offset, y.rank, axis)
-                channels = (weight.shape[0] if linear.op == "Conv" else None)
+                channels = weight.shape[0] if linear.op == "Conv" else None
                 if vector is None:
                     return None
                 if bias is None and vector.shape != (channels,):
@@ -460,6 +508,11 @@ def _with_affine(e: Emitter, linear: Call, call: Call, slope: Value | None, offs
                     return None
             bias = vector if bias is None else bias + vector
     return _merged(linear, call, weight, bias)
+
+
+def _fits(constant: Value, y: Value) -> bool:
+    """True if a constant is broadcast to the shape of y, and not y to that of the constant."""
+    return all(c in (1, d) for c, d in zip(constant.shape[::-1], y.shape[::-1], strict=False))
 
 
 def _merged(linear: Call, call: Call, weight: Value, bias: Value | None) -> Call:
@@ -481,7 +534,11 @@ def _scale_outputs(e: Emitter, linear: Call, weight: Value, vector: Value) -> Va
             return weight * vector if vector.shape == (1,) else None
         c, m = int(weight.shape[0] or 0), int(weight.shape[1] or 0)
         split = e.op("Reshape", weight, ints(e, [group, c // group, m, *(int(k or 0) for k in weight.shape[2:])]))
-        return e.op("Reshape", split * e.op("Reshape", vector, ints(e, [group, 1, m, *ones])), ints(e, [int(d or 0) for d in weight.shape]))
+        return e.op(
+            "Reshape",
+            split * e.op("Reshape", vector, ints(e, [group, 1, m, *ones])),
+            ints(e, [int(d or 0) for d in weight.shape]),
+        )
     if linear.op == "Gemm" and linear.attrs.get("transB", 0):
         return weight * e.op("Reshape", vector, ints(e, [-1, 1]))
     return weight * vector if linear.op == "Gemm" or weight.rank >= 2 else None
@@ -495,7 +552,12 @@ def _fold_affine_right(v: View) -> None:
     e, uses, makers = v.e, v.uses(), v.producers()
     gone: set[int] = set()
     for call in v.calls:
-        if call.op not in ("Conv", "Gemm") or call.domain or not call.given(1).facts.const or call.attrs.get("transA", 0):
+        if (
+            call.op not in ("Conv", "Gemm")
+            or call.domain
+            or not call.given(1).facts.const
+            or call.attrs.get("transA", 0)
+        ):
             continue
         norm = makers.get(call.given(0))
         if norm is None or norm.op != "BatchNormalization" or uses[norm.output] != 1:
@@ -503,11 +565,17 @@ def _fold_affine_right(v: View) -> None:
         if not norm.given(1).facts.const or any(call.attrs.get("pads") or [0]) or int(call.attrs.get("group", 1)) != 1:
             continue
         weight, bias, rank = call.given(1), call.input(2), norm.output.rank
+        if bias is not None and not bias.facts.const:
+            continue
         slope, offset = (_channel_vector(e, norm.given(i), rank, 1) for i in (1, 2))
         if slope is None or offset is None or (call.op == "Conv" and rank < 3):
             continue
         with e.scope(call.site, doc=f"weights of {call.site} with BatchNormalization {norm.site} folded in"):
-            column = ints(e, [-1, 1]) if call.op == "Gemm" and not call.attrs.get("transB", 0) else ints(e, [1, -1, *([1] * (weight.rank - 2))])
+            column = (
+                ints(e, [-1, 1])
+                if call.op == "Gemm" and not call.attrs.get("transB", 0)
+                else ints(e, [1, -1, *([1] * (weight.rank - 2))])
+            )
             axes = [0] if call.op == "Gemm" and not call.attrs.get("transB", 0) else list(range(1, weight.rank))
             shift = e.op("ReduceSum", weight * e.op("Reshape", offset, column), ints(e, axes), keepdims=0)
             scaled = weight * e.op("Reshape", slope, column)

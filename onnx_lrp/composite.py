@@ -1,9 +1,9 @@
-"""Where which rule applies: rule books read from TOML, matched against calls by what they are and where they stand."""
+"""Where which rule applies: the rules by name, and the rule books that assign them, read from TOML and printed."""
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
+import math
 import os
 import re
 import tomllib
@@ -17,11 +17,12 @@ import numpy as np
 
 from onnx_lrp import special
 from onnx_lrp.adjoints import OPERATORS
-from onnx_lrp.adjoints.shapes import expand_like, ints
+from onnx_lrp.adjoints.shapes import ints, shape_of
 from onnx_lrp.backward import Step, gradient
 from onnx_lrp.canonical import WEIGHTED
-from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.emit import Emitter, Value
 from onnx_lrp.errors import RuleError
+from onnx_lrp.places import KINDS, POSITIONS, Place, as_list, kind_of, matches
 from onnx_lrp.relevance import (
     alpha_beta_rule,
     epsilon_rule,
@@ -36,8 +37,20 @@ Bound = float | Sequence[float] | str
 
 
 def _zbox(low: Bound = "input", high: Bound = "input", epsilon: float = 1e-6) -> Step:
-    """LRP-z^B; a bound is a number, one number per channel, or "input": a graph input low or high, by default the data's range."""
-    return zbox_rule(_Bounds(low if not isinstance(low, list) else tuple(low), high if not isinstance(high, list) else tuple(high)), epsilon)
+    """LRP-z^B in a box: numbers, one number per channel, or "input" (graph inputs, by default the data's own range)."""
+    bounds = []
+    for key, bound in (("low", low), ("high", high)):
+        items = bound if isinstance(bound, list | tuple) else [bound]
+        if bound != "input" and (not items or not all(_is_number(n) for n in items)):
+            raise RuleError(f'is a number, a list of numbers or "input", got {bound!r}', key=key)
+        bounds.append(tuple(items) if isinstance(bound, list | tuple) else bound)
+    if all(_is_number(b) for b in bounds) and not bounds[0] < bounds[1]:  # type: ignore[operator]
+        raise RuleError(f"has to be below high, got {low!r} and {high!r}", key="low")
+    return zbox_rule(_Bounds(*bounds), epsilon)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -50,30 +63,52 @@ class _Bounds:
     def __call__(self, e: Emitter, x: Value, kind: str) -> Value:
         given = self.low if kind == "low" else self.high
         if isinstance(given, str):
-            # The graph input defaults to NaN, which stands for the range of the sample at hand.
-            parameter = e.parameter(kind, np.full((1,) * x.rank, np.nan, x.dtype))
-            reduce = "ReduceMin" if kind == "low" else "ReduceMax"
-            own = e.op(reduce, x, ints(e, range(1, x.rank)), keepdims=1)
-            bound = e.op("Where", e.op("IsNaN", parameter), own, parameter)
+            bound = self._fed(e, x, kind)
         elif isinstance(given, Sequence):
+            channels = x.shape[1] if x.rank > 1 else 1
+            if isinstance(channels, int) and len(given) not in (1, channels):
+                raise RuleError(
+                    f"zbox has {len(given)} numbers for {kind}, but '{x.name}' has {channels} channels; "
+                    "give as many, or one"
+                )
             bound = e.const(np.array(given).reshape(1, -1, *([1] * (x.rank - 2))), x.dtype)
         else:
-            bound = e.const(given, x.dtype)
-        return e.op("Expand", bound, e.op("Shape", x), shape=x.shape) if not x.static else expand_like(e, e.op("Reshape", bound, ints(e, [1])) if bound.rank == 0 else bound, x)
+            bound = e.const(np.full((1,) * x.rank, given), x.dtype)
+        return e.op("Expand", bound, shape_of(e, x), shape=x.shape)
+
+    def _fed(self, e: Emitter, x: Value, kind: str) -> Value:
+        """A graph input that defaults to NaN, which stands for the range of the sample at hand."""
+        known = e.parameters.get(kind)
+        # Inputs of another rank than the first (a picture and a vector) have bounds of their own.
+        name = kind if known is None or known[0].rank == x.rank else f"{kind}/{x.name}"
+        parameter = e.parameter(name, np.full((1,) * x.rank, np.nan, x.dtype))
+        reduce = "ReduceMin" if kind == "low" else "ReduceMax"
+        own = e.op(reduce, x, ints(e, range(1, x.rank)), keepdims=1) if x.rank > 1 else x
+        return e.op("Where", e.op("IsNaN", parameter), own, parameter)
 
 
 def _gate(gate: str = "auto", epsilon: float = 1e-6) -> Step:
     """Gate times signal: the signal takes all."""
     if gate not in ("auto", "first", "second"):
-        raise RuleError(f"gate is auto, first or second, not '{gate}'", key="gate")
+        raise RuleError(f"is auto, first or second, not {gate!r}", key="gate")
     return special.Gate(gate, epsilon)  # type: ignore[arg-type]
 
 
 def _factor(constant: str = "first", epsilon: float = 1e-6) -> Step:
     """One live factor is held constant."""
     if constant not in ("first", "second"):
-        raise RuleError(f"constant is first or second, not '{constant}'", key="constant")
+        raise RuleError(f"is first or second, not {constant!r}", key="constant")
     return special.Constant(0 if constant == "first" else 1, epsilon)
+
+
+def _lrp_0() -> Step:
+    """LRP-0 (Bach et al. 2015, eq. 56): epsilon without a stabilizer; a sum that is zero is divided by one."""
+    return epsilon_rule(0.0)
+
+
+def _norm(epsilon: float = 1e-6) -> Step:
+    """A sum shares in proportion to its summands: the epsilon rule, named after what it does to sums."""
+    return epsilon_rule(epsilon)
 
 
 def _fixed(step: Step) -> Callable[[], Step]:
@@ -87,14 +122,14 @@ def _fixed(step: Step) -> Callable[[], Step]:
 # Every rule that a rule book can name, and what makes it; parameters are those of the function.
 RULES: dict[str, Callable[..., Step]] = {
     "epsilon": epsilon_rule,
-    "lrp_0": lambda: epsilon_rule(0.0),
+    "lrp_0": _lrp_0,
     "zplus": zplus_rule,
     "alpha_beta": alpha_beta_rule,
     "gamma": gamma_rule,
     "wsquare": wsquare_rule,
     "flat": flat_rule,
     "zbox": _zbox,
-    "norm": lambda epsilon=1e-6: epsilon_rule(epsilon),
+    "norm": _norm,
     "pass": _fixed(special.pass_through),
     "route": _fixed(special.route),
     "winner_takes_all": _fixed(special.winner_takes_all),
@@ -108,9 +143,6 @@ RULES: dict[str, Callable[..., Step]] = {
     "stop": _fixed(special.stop),
     "gradient": _fixed(gradient),
 }
-
-_WHERE_KEYS = ("op", "kind", "name", "position", "depth", "producer", "consumer", "live")
-_POSITIONS = ("first", "last", "inner", "preprocessing")
 
 
 @dataclass(frozen=True)
@@ -133,117 +165,11 @@ class Assignment:
 
     def step(self) -> Step:
         """The step that this entry assigns."""
-        try:
-            return RULES[self.rule](**self.parameters)
-        except RuleError as error:
-            raise RuleError(str(error), file=self.file or None, line=self.line) from None
+        return RULES[self.rule](**self.parameters)
 
     def __str__(self) -> str:
-        parameters = ", ".join(f"{k}={v}" for k, v in self.parameters.items())
+        parameters = ", ".join(f"{k}={v:g}" if _is_number(v) else f"{k}={v}" for k, v in self.parameters.items())
         return f"{self.rule}({parameters})" if parameters else self.rule
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a call stands in the data flow.
-
-    Attributes:
-        call: the call.
-        depth: number of weighted layers (Conv, ConvTranspose, Gemm, MatMul) between it and the explained inputs.
-        height: the same towards the explained tensor.
-        producers: operators that feed its live inputs.
-        consumers: operators that read its outputs.
-    """
-
-    call: Call
-    depth: int
-    height: int
-    producers: frozenset[str]
-    consumers: frozenset[str]
-
-    @property
-    def weighted(self) -> bool:
-        """True for a layer with constant weights."""
-        return self.call.op in WEIGHTED and len(self.call.active) == 1
-
-    def at(self, position: str) -> bool:
-        """Whether the call stands at a named position."""
-        if position == "preprocessing":
-            return self.depth == 0 and self.height > 0 and not self.weighted
-        if position == "first":
-            return self.depth == 0 and self.weighted
-        if position == "last":
-            return self.height == 0 and self.weighted
-        return self.depth > 0 and self.height > 0
-
-
-def places(calls: Sequence[Call]) -> dict[int, Place]:
-    """Place of every call, by its id."""
-    maker = {o: c for c in calls for o in c.outputs if o is not None}
-    readers: dict[Value, list[Call]] = {}
-    for call in calls:
-        for i in call.active:
-            readers.setdefault(call.given(i), []).append(call)
-
-    def counts(call: Call) -> int:
-        return int(call.op in WEIGHTED and len(call.active) == 1)
-
-    depth: dict[int, int] = {}
-    for call in calls:
-        above = [maker[call.given(i)] for i in call.active if call.given(i) in maker]
-        depth[id(call)] = max((depth[id(a)] + counts(a) for a in above), default=0)
-    height: dict[int, int] = {}
-    for call in reversed(calls):
-        below = [r for o in call.outputs if o is not None for r in readers.get(o, [])]
-        height[id(call)] = max((height[id(b)] + counts(b) for b in below), default=0)
-    return {
-        id(call): Place(
-            call,
-            depth[id(call)],
-            height[id(call)],
-            frozenset(maker[call.given(i)].op for i in call.active if call.given(i) in maker),
-            frozenset(r.op for o in call.outputs if o is not None for r in readers.get(o, [])),
-        )
-        for call in calls
-    }
-
-
-def kind_of(op: str) -> str:
-    """What a rule book calls an operator: its verb, or movement for linear operators that only move elements."""
-    operator = OPERATORS.get(op)
-    if operator is None:
-        return "unknown"
-    return "movement" if operator.moves and operator.verb == "linear" else operator.verb
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def matches(where: Mapping[str, Any], place: Place) -> bool:
-    """Whether a call fulfils all conditions of an entry."""
-    call = place.call
-    for key, wanted in where.items():
-        options = _as_list(wanted)
-        if key == "op":
-            good = call.op in options
-        elif key == "kind":
-            good = kind_of(call.op) in options
-        elif key == "name":
-            good = any(fnmatch.fnmatchcase(call.site, pattern) for pattern in options)
-        elif key == "position":
-            good = any(place.at(p) for p in options)
-        elif key == "depth":
-            good = place.depth in options
-        elif key == "producer":
-            good = bool(place.producers & set(options))
-        elif key == "consumer":
-            good = bool(place.consumers & set(options))
-        else:
-            good = len(call.active) in options
-        if not good:
-            return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -271,6 +197,9 @@ class Composite:
         found = self.find(place)
         return None if found is None else found.step()
 
+    def __str__(self) -> str:
+        return book_table(self)
+
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -283,7 +212,8 @@ def rules_folder() -> Any:
 
 def book_names() -> list[str]:
     """Names of the bundled rule books."""
-    return sorted(p.name.removesuffix(".toml") for p in rules_folder().iterdir() if p.name.endswith(".toml") and not p.name.startswith("_"))
+    files = (p.name for p in rules_folder().iterdir())
+    return sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml") and not name.startswith("_"))
 
 
 def read_book(book: str | os.PathLike[str]) -> Composite:
@@ -298,92 +228,222 @@ def read_book(book: str | os.PathLike[str]) -> Composite:
     else:
         path = rules_folder() / f"{text}.toml"
         if text not in book_names():
-            raise RuleError(f"there is no rule book '{text}'; there are {', '.join(book_names())}, or give the path of a .toml file")
-    return _parse(path, ())
+            raise RuleError(
+                f"there is no rule book '{text}'; there are {', '.join(book_names())}, or give the path of a .toml file"
+            )
+    return _Reader(path).composite()
 
 
-def _parse(path: Any, seen: tuple[str, ...]) -> Composite:
-    name = str(path)
-    try:
-        source = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RuleError(f"cannot be read ({error.strerror or error}); check the path", file=name) from None
-    except UnicodeDecodeError:
-        raise RuleError("is not a text file; a rule book is TOML in UTF-8", file=name) from None
-    try:
-        data = tomllib.loads(source)
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        raise RuleError(f"is no valid TOML: {error}", file=name, line=int(line.group(1)) if line else None) from None
-    lines = [i for i, row in enumerate(source.splitlines(), 1) if row.strip().replace(" ", "") == "[[assign]]"]
-    for key in data:
-        if key not in ("title", "note", "base", "assign"):
-            raise RuleError("unknown key; a rule book has title, note, base and [[assign]]", file=name, line=_line_of(source, key), key=key)
-    entries = data.get("assign", [])
-    if not isinstance(entries, list):
-        raise RuleError("write [[assign]] with double brackets", file=name, line=_line_of(source, "assign"), key="assign")
-    assignments = [_entry(e, name, lines[k] if k < len(lines) else None, source) for k, e in enumerate(entries)]
-    if "base" in data:
-        if name in seen:
-            raise RuleError(f"is its own base ({' -> '.join((*seen, name))})", file=name, key="base")
-        assignments.extend(_base(path, data["base"], source, (*seen, name)).assignments)
-    stem = path.name.removesuffix(".toml")
-    return Composite(stem, str(data.get("title", stem)), tuple(assignments), str(data.get("note", "")))
+# What must not be searched for keys: comments, and text that is no key itself.
+_OPAQUE = re.compile(
+    r'"""[\s\S]*?"""|\'\'\'[\s\S]*?\'\'\'|"(?:\\.|[^"\\\n])*"(?!\s*[=.\]])|\'[^\'\n]*\'(?!\s*[=.\]])|#[^\n]*'
+)
+_ENTRY = re.compile(r"\s*\[\[\s*assign\s*\]\]")
+_BOOK_KEYS = ("title", "note", "base", "assign")
+_WHERE_KEYS = ("op", "kind", "name", "position", "depth", "producer", "consumer", "live")
+_NUMBERS = ("epsilon", "gamma", "alpha", "beta")
 
 
-def _base(path: Any, base: Any, source: str, seen: tuple[str, ...]) -> Composite:
-    line = _line_of(source, "base")
-    if not isinstance(base, str):
-        raise RuleError("is the name of a bundled rule book, or a path relative to this file", file=str(path), line=line, key="base")
-    beside = Path(str(path)).parent / base
-    if base.endswith(".toml") and beside.is_file():
-        return _parse(beside, seen)
-    bundled = rules_folder() / f"{base.removesuffix('.toml')}.toml"
-    if not bundled.is_file():
-        raise RuleError(f"there is no rule book '{base}' beside this file, nor a bundled one", file=str(path), line=line, key="base")
-    return _parse(bundled, seen)
+class _Reader:
+    """One rule book on its way from text to a composite; every complaint names file, line and key."""
+
+    def __init__(self, path: Any, above: tuple[str, ...] = ()):
+        self.path, self.file, self.above = path, str(path), above
+        try:
+            source = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise self._error(f"cannot be read ({error.strerror or error}); check the path") from None
+        except UnicodeDecodeError:
+            raise self._error("is not a text file; a rule book is TOML in UTF-8") from None
+        # The rows with everything blanked out that is no key, and the first rows of the entries.
+        self.rows = _OPAQUE.sub(lambda found: "\n" * found.group().count("\n"), source).split("\n")
+        self.starts = [i for i, row in enumerate(self.rows, 1) if _ENTRY.match(row)]
+        try:
+            self.data = tomllib.loads(source)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            line = re.search(r"line (\d+)", str(error))
+            last = len(source.rstrip().split("\n"))
+            raise self._error(f"is no valid TOML: {error}", line=int(line.group(1)) if line else last) from None
+
+    def _error(self, message: str, key: str | None = None, line: int | None = None) -> RuleError:
+        return RuleError(message, file=self.file, line=line, key=key)
+
+    def _line(self, key: str, entry: int | None = None) -> int | None:
+        """The row on which a key stands: in an entry (else its first row), or before all entries, or as a table."""
+        begin, end = 1, min(self.starts, default=len(self.rows) + 1)
+        if entry is not None:
+            if entry >= len(self.starts):  # entries written as one list
+                return self._line("assign")
+            begin = self.starts[entry]
+            end = self.starts[entry + 1] if entry + 1 < len(self.starts) else len(self.rows) + 1
+        name = rf"""["']?{re.escape(key)}["']?\s*[=.\]]"""
+        found = [i for i in range(begin, end) if re.search(rf"(?<![\w-]){name}", self.rows[i - 1])]
+        if entry is None:
+            found += [i for i, row in enumerate(self.rows, 1) if re.match(rf"\s*\[+\s*{name}", row)]
+        return found[0] if found else None if entry is None else begin
+
+    def composite(self) -> Composite:
+        """The book and all that its base adds."""
+        for key, value in self.data.items():
+            if key not in _BOOK_KEYS:
+                message = "unknown key; a rule book has title, note, base and [[assign]]"
+                raise self._error(message, key, self._line(key))
+            if key in ("title", "note") and not isinstance(value, str):
+                raise self._error(f"is text, got {value!r}", key, self._line(key))
+        entries = self.data.get("assign", [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise self._error("write [[assign]] with double brackets", "assign", self._line("assign"))
+        assignments = [self._entry(number, entry) for number, entry in enumerate(entries)]
+        if "base" in self.data:
+            assignments.extend(self._base(self.data["base"]).assignments)
+        stem = self.path.name.removesuffix(".toml")
+        return Composite(stem, self.data.get("title", stem), tuple(assignments), self.data.get("note", ""))
+
+    def _base(self, base: Any) -> Composite:
+        line = self._line("base")
+        if not isinstance(base, str):
+            message = "is the name of a bundled rule book, or a path relative to this file"
+            raise self._error(message, "base", line)
+        beside = Path(self.file).parent / base
+        bundled = rules_folder() / f"{base.removesuffix('.toml')}.toml"
+        path: Any = beside if base.endswith(".toml") and beside.is_file() else bundled
+        if not path.is_file():
+            raise self._error(f"there is no rule book '{base}' beside this file, nor a bundled one", "base", line)
+        chain = (*self.above, self.file)
+        identities = [os.path.realpath(file) for file in chain]
+        if os.path.realpath(str(path)) in identities:
+            raise self._error(f"is its own base ({' -> '.join((*chain, str(path)))})", "base", line)
+        return _Reader(path, chain).composite()
+
+    def _entry(self, number: int, entry: dict[str, Any]) -> Assignment:
+        def fail(message: str, key: str) -> RuleError:
+            return self._error(message, key, self._line(key, number))
+
+        where = entry.get("where", {})
+        if not isinstance(where, dict):
+            raise fail('is a table such as { op = "Conv" }', "where")
+        for key, value in where.items():
+            if complaint := _condition_complaint(key, as_list(value)):
+                raise fail(complaint, key)
+        rule = entry.get("rule")
+        if rule is None:
+            raise fail(f"every entry names its rule; rules are {', '.join(RULES)}", "rule")
+        if not isinstance(rule, str) or rule not in RULES:
+            raise fail(f"no rule is called {rule!r}; rules are {', '.join(RULES)}", "rule")
+        parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k not in ("where", "rule")}
+        allowed = inspect.signature(RULES[rule]).parameters
+        for key, value in parameters.items():
+            if key not in allowed:
+                takes = f"it takes {', '.join(allowed)}" if allowed else "it takes no parameters"
+                raise fail(f"rule {rule} has no parameter '{key}'; {takes}", key)
+            if key in _NUMBERS and not (isinstance(value, int | float) and _is_number(value) and value >= 0):
+                raise fail(f"is a number that is not negative, got {value!r}", key)
+        start = self.starts[number] if number < len(self.starts) else self._line("assign")
+        assignment = Assignment(where, rule, parameters, self.file, start)
+        try:
+            assignment.step()
+        except RuleError as error:
+            key = error.key or "rule"
+            raise fail(str(error).removeprefix(f"key '{error.key}': "), key) from None
+        return assignment
 
 
-def _line_of(source: str, key: str, start: int = 1) -> int | None:
-    pattern = re.compile(rf"""(^|[\s{{,\[])["']?{re.escape(key)}["']?\s*[=\].]""")
-    for i, row in enumerate(source.splitlines(), 1):
-        if i >= start and pattern.search(row.split("#")[0]):
-            return i
-    return start if start > 1 else None
+def _condition_complaint(key: str, values: Sequence[Any]) -> str | None:
+    """What is wrong with one condition of an entry."""
+    if key not in _WHERE_KEYS:
+        return f"unknown condition; there are {', '.join(_WHERE_KEYS)}"
+    whole = key in ("depth", "live")
+    for value in values:
+        if not isinstance(value, int if whole else str) or isinstance(value, bool):
+            return f"wants {'whole numbers' if whole else 'text'}, got {value!r}"
+        if key in ("op", "producer", "consumer") and value not in OPERATORS:
+            return f"no operator is called '{value}' (names are ONNX's, such as Conv, Gemm, MatMul)"
+        if key == "kind" and value not in KINDS:
+            return f"no kind is called '{value}'; kinds are {', '.join(KINDS)}"
+        if key == "position" and value not in POSITIONS:
+            return f"no position is called '{value}'; positions are {', '.join(POSITIONS)}"
+    return None if values else "is an empty list, which nothing matches"
 
 
-def _entry(entry: Any, file: str, line: int | None, source: str) -> Assignment:
-    def fail(message: str, key: str) -> RuleError:
-        return RuleError(message, file=file, line=_line_of(source, key, line or 1), key=key)
+# ---- printing ----------------------------------------------------------------------------------------------------
 
-    where = entry.get("where", {})
-    if not isinstance(where, dict):
-        raise fail('is a table such as { op = "Conv" }', "where")
-    for key, value in where.items():
-        if key not in _WHERE_KEYS:
-            raise fail(f"unknown condition; there are {', '.join(_WHERE_KEYS)}", key)
-        wrong = [v for v in _as_list(value) if not isinstance(v, int if key in ("depth", "live") else str)]
-        if wrong:
-            raise fail(f"wants {'whole numbers' if key in ('depth', 'live') else 'text'}, got {wrong[0]!r}", key)
-        if key == "op":
-            unknown = [o for o in _as_list(value) if o not in OPERATORS]
-            if unknown:
-                raise fail(f"no operator is called '{unknown[0]}' (names are ONNX's, such as Conv, Gemm, MatMul)", key)
-        if key == "kind" and (bad := set(_as_list(value)) - {"linear", "bilinear", "pointwise", "nonlinear", "movement"}):
-            raise fail(f"no kind is called '{sorted(bad)[0]}'; kinds are linear, bilinear, pointwise, nonlinear, movement", key)
-        if key == "position" and (bad := set(_as_list(value)) - set(_POSITIONS)):
-            raise fail(f"no position is called '{sorted(bad)[0]}'; positions are {', '.join(_POSITIONS)}", key)
-    rule = entry.get("rule")
-    if not isinstance(rule, str) or rule not in RULES:
-        raise fail(f"no rule is called {rule!r}; rules are {', '.join(RULES)}", "rule")
-    parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k not in ("where", "rule")}
-    allowed = inspect.signature(RULES[rule]).parameters
-    for key, value in parameters.items():
-        if key not in allowed:
-            takes = f"it takes {', '.join(allowed)}" if allowed else "it takes no parameters"
-            raise fail(f"rule {rule} has no parameter '{key}'; {takes}", key)
-        if key in ("epsilon", "gamma", "alpha", "beta") and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-            raise fail(f"is a number that is not negative, got {value!r}", key)
-    assignment = Assignment(where, rule, parameters, file, line)
-    assignment.step()
-    return assignment
+# Operators in the order in which a reader looks for them; all others follow.
+_FIRST = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Mul", "Add", "Sub", "Sum", "Mean")
+_NONE = "none: an error lists such nodes"
+_SHOWN = 6  # names of operators in one row
+_SEVERAL = ("Add", "Sub", "Sum", "Mean", "Max", "Min", "Div", "Pow", "Concat", "Where")  # may read two live tensors
+_PLACES = {
+    "first": "the first layer",
+    "last": "the last layer",
+    "inner": "between the first and the last layer",
+    "preprocessing": "before the first layer",
+}
+
+
+def book_table(composite: Composite) -> str:
+    """A rule book as a table: which rule each family of operators takes, and where."""
+    families: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[str]] = {}
+    for op in [*_FIRST, *(name for name in OPERATORS if name not in _FIRST)]:
+        if op not in OPERATORS or OPERATORS[op].adjoint is None:
+            continue
+        one, two = rules_of(composite, op, 1), rules_of(composite, op, 2)
+        several = op in _SEVERAL or (OPERATORS[op].verb == "bilinear" and op != "BatchNormalization")
+        variants = [("one live input", one), ("two live inputs", two)] if several and one != two else [("", one)]
+        for live, found in variants:
+            families.setdefault((kind_of(op), live, found), []).append(op)
+    rows = [("operator", "rule", "where")]
+    uncovered = ((_NONE, ""),)
+    for (_, live, found), names in families.items():
+        if found == uncovered:
+            continue
+        shown = names if len(names) <= _SHOWN + 1 else [*names[:_SHOWN], f"and {len(names) - _SHOWN} more"]
+        label = ", ".join(shown) + (f" ({live})" if live else "")
+        rows.extend((label if k == 0 else "", rule, where) for k, (rule, where) in enumerate(found))
+    if any(found == uncovered for _, _, found in families):
+        rows.append(("everything else", _NONE, ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
+    head = [f"{composite.name}: {composite.title}", *([composite.note] if composite.note else []), ""]
+    return "\n".join([*head, *lines])
+
+
+def rules_of(composite: Composite, op: str, live: int) -> tuple[tuple[str, str], ...]:
+    """What calls of an operator can take, in order: rule, and in words the condition that decides at run time."""
+    found: list[tuple[str, str]] = []
+    for assignment in composite.assignments:
+        where = assignment.where
+        if not _possible(where, op, live):
+            continue
+        positions = [p for p in as_list(where.get("position", [])) if _can_stand(op, live, p)]
+        if "position" in where and not positions:
+            continue
+        rest = {**where, "position": positions} if positions else where
+        condition = ", ".join(_words(key, as_list(value)) for key, value in rest.items() if key not in _STATIC)
+        found.append((str(assignment), condition))
+        if not condition:
+            break
+    else:
+        found.append((_NONE, ""))
+    while len(found) > 1 and found[-2][0] == found[-1][0]:  # here and otherwise the same
+        found.pop(-2)
+    return (*found[:-1], (found[-1][0], "otherwise" if len(found) > 1 else ""))
+
+
+_STATIC = ("op", "kind", "live")
+
+
+def _possible(where: Mapping[str, Any], op: str, live: int) -> bool:
+    """Whether some call of this operator can match what does not depend on where it stands."""
+    facts = {"op": op, "kind": kind_of(op), "live": live}
+    return all(facts[key] in as_list(where[key]) for key in _STATIC if key in where)
+
+
+def _can_stand(op: str, live: int, position: str) -> bool:
+    weighted = op in WEIGHTED and live == 1
+    return position == "inner" or weighted == (position in ("first", "last"))
+
+
+def _words(key: str, values: Sequence[Any]) -> str:
+    prefix = {"name": "named ", "producer": "fed by ", "consumer": "read by ", "depth": "depth "}.get(key, "")
+    words = [_PLACES[v] if key == "position" else str(v) for v in values]
+    return prefix + (words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}")

@@ -236,7 +236,8 @@ class Emitter:
             raise ModelError(
                 f"emitting {kind} for node '{self._site}' fails: {' '.join(str(error).split())[:200]} (inputs {shapes})"
             ) from None
-        signs = [v.facts.sign if v is not None else Sign.ZERO for v in values]
+        absent = Sign.ANY if kind == "Clip" else Sign.ZERO  # a bound that is not given bounds nothing
+        signs = [absent if v is None else v.facts.sign for v in values]
         const = all(v is None or v.facts.const for v in values) and kind not in _RANDOM
         active = any(v is not None and v.facts.active for v in values)
         result = []
@@ -339,9 +340,9 @@ class Emitter:
         self._names.add(name)
         result = self.declare(name, value.facts)
         self._tensors[name] = gs.Variable(name)
-        self.graph.nodes.append(
-            gs.Node("Identity", self._unique(f"lrp/{name}"), {}, [self._tensor(value)], [self._tensor(result)])
-        )
+        node = self._unique(f"lrp/{name}")
+        self.graph.nodes.append(gs.Node("Identity", node, {}, [self._tensor(value)], [self._tensor(result)]))
+        self.docs[node] = (f"output {name}", {"onnx_lrp.source": self._site, "onnx_lrp.rule": self._rule})
         return result
 
     def _unique(self, name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,8 @@ from onnx_lrp.runtime import Array, Device, Session
 
 Inputs = Any  # an array, or a mapping of input names to arrays
 Targets = int | Sequence[Any] | Array | None
+
+_LOG = logging.getLogger("onnx_lrp")
 
 # On a CPU larger batches gain no time and cost memory; on a GPU they pay.
 _CHUNK_CPU, _CHUNK_GPU = 4, 32
@@ -49,40 +53,77 @@ class Explanation:
         """Number of samples."""
         return len(self.score)
 
+    def __getitem__(self, index: int | slice) -> Explanation:
+        """One sample, or several, as an explanation of its own."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"sample {index} of {len(self)}")
+            index = slice(index, index + 1 or None)
+
+        def cut(arrays: Mapping[str, Array]) -> dict[str, Array]:
+            return {k: v[index] if v.ndim and len(v) == len(self) else v for k, v in arrays.items()}
+
+        absorbed = None if self.absorbed is None else self.absorbed[index]
+        outputs, relevance, inputs = cut(self.outputs), cut(self.relevance), cut(self.inputs)
+        return Explanation(outputs, relevance, self.target[index], self.score[index], absorbed, inputs, self.method)
+
     def total(self) -> Array:
         """Sum of the relevance of all reported model inputs per sample, float64 (N,)."""
-        parts = [r.astype(np.float64).reshape(len(self), -1).sum(1) for name, r in self.relevance.items() if name in self.inputs]
-        return np.sum(parts, axis=0) if parts else np.zeros(len(self))
+        inputs = [r for name, r in self.relevance.items() if name in self.inputs]
+        total = np.zeros(len(self))
+        for relevance in inputs:
+            total = total + relevance.reshape(len(self), -1).sum(1, dtype=np.float64)
+        return total
 
-    def save(self, path: str | os.PathLike[str], *, pictures: Sequence[Array | None] | None = None, **options: Any) -> Path:
+    def save(
+        self, path: str | os.PathLike[str], *, pictures: Sequence[Array | None] | None = None, **options: Any
+    ) -> Path:
         """Write a heat map (.png) or all arrays (.npz).
 
         Args:
             path: where to; written under a temporary name and renamed.
             pictures: uint8 (H, W, 3) per sample to draw beside the map; default: the input itself.
-            options: for pictures: ``colormap``, ``heading``.
+            options: for pictures: ``colormap``, ``heading``, ``labels``, ``percentile``; see
+                :func:`onnx_lrp.show.explanation_figure`.
+
+        Returns:
+            The path.
 
         Raises:
             InputError: unknown suffix, folder missing, disk full.
         """
         target = Path(path)
         if target.suffix == ".npz":
-            import io
-
-            buffer = io.BytesIO()
-            arrays = {f"relevance/{k}": v for k, v in self.relevance.items()} | {f"output/{k}": v for k, v in self.outputs.items()}
-            extra = {} if self.absorbed is None else {"absorbed": self.absorbed}
-            np.savez_compressed(buffer, **arrays, target=self.target, score=self.score, **extra)  # type: ignore[arg-type]
-            try:
-                write_atomically(target, buffer.getvalue())
-            except OSError as error:
-                raise InputError(f"{target}: cannot be written ({error.strerror or error}); check the folder and the free space") from None
-            return target
+            return save_arrays(target, self.arrays())
         if target.suffix == ".png":
             from onnx_lrp.show import explanation_figure, save
 
             return save(explanation_figure(self, pictures, **options), target)
         raise InputError(f"{target}: an explanation is saved as .png or .npz; choose one of these suffixes")
+
+    def arrays(self) -> dict[str, Array]:
+        """Everything but the inputs, under the names that a .npz file of it has."""
+        found = {f"relevance/{k}": v for k, v in self.relevance.items()}
+        found |= {f"output/{k}": v for k, v in self.outputs.items()}
+        found |= {"target": self.target, "score": self.score}
+        return found if self.absorbed is None else found | {"absorbed": self.absorbed}
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
+    """Write named arrays as .npz under a temporary name and rename it.
+
+    Raises:
+        InputError: folder missing or not writable, disk full.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); check the folder and the free space"
+        ) from None
+    return path
 
 
 class Explainer:
@@ -115,15 +156,31 @@ class Explainer:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is at least 1, not {batch_size}")
         self.explained: Explained = rewrite(model, method, **options)
-        self.session = Session(self.explained.model, device=device, providers=providers, threads=threads, folder=self.explained.source.folder)
+        folder = self.explained.source.folder
+        self.session = Session(self.explained.model, device=device, providers=providers, threads=threads, folder=folder)
+        _LOG.info("%s: %s on %s", self.explained.source.name, self.explained.method, ", ".join(self.providers))
         on_gpu = self.session.providers[0] != "CPUExecutionProvider"
         self.batch_size = batch_size or (_CHUNK_GPU if on_gpu else _CHUNK_CPU)
         self._own = [o.name for o in self.explained.source.skeleton.graph.output]
+        # The input whose first axis is the batch: the first one explained, else the first that has axes.
+        shaped = [n for n in (*self.explained.relevance, *self.session.inputs) if n in self.session.inputs]
+        self._lead = next((n for n in shaped if self.session.inputs[n].shape), "")
+        self._batch: int | str | None = self.session.inputs[self._lead].shape[0] if self._lead else None
 
     @property
     def providers(self) -> list[str]:
         """Execution providers really in use."""
         return self.session.providers
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the model's batch has one length only; other numbers of samples are run in turns."""
+        return isinstance(self._batch, int)
+
+    @property
+    def chunk(self) -> int:
+        """Samples per run; 0 for a model whose inputs have no batch axis."""
+        return self._batch if isinstance(self._batch, int) else 0 if not self._lead else self.batch_size
 
     def __call__(self, inputs: Inputs, target: Targets = None) -> Explanation:
         """Explain a batch of any size.
@@ -141,22 +198,20 @@ class Explainer:
             InputError: wrong name, shape or dtype, NaN, class out of range.
         """
         feeds = self._feeds(inputs)
-        batched = self._batched(feeds)
-        count = len(feeds[batched[0]]) if batched else 1
+        axes, count = self._axes(feeds)
         wanted = self._targets(target, count)
-        step = self._step(batched)
+        step = self.chunk or count
         pieces = []
-        for begin in range(0, max(count, 1), step):
-            part = {k: (v[begin : begin + step] if k in batched else v) for k, v in feeds.items()}
-            missing = step - (min(count, begin + step) - begin) if self._fixed(batched) else 0
-            if missing:  # a fixed batch runs full: the last sample is repeated, its copies are dropped
-                part = {k: np.concatenate([v, np.repeat(v[-1:], missing, axis=0)]) if k in batched else v for k, v in part.items()}
+        for begin in range(0, count, step):
+            end = min(count, begin + step)
+            # A fixed batch runs full: the last sample is repeated, and its copies are dropped.
+            rows = np.minimum(np.arange(begin, begin + step if self.fixed else end), count - 1)
+            whole = len(rows) == count and end == count
+            part = {k: np.take(v, rows, axes[k]) if k in axes and not whole else v for k, v in feeds.items()}
             if wanted is not None:
-                rows = wanted[begin : begin + step]
-                part["target"] = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
-            result = self.session.run(part)
-            pieces.append({k: v[: step - missing] if missing and v.ndim else v for k, v in result.items()})
-        joined = pieces[0] if len(pieces) == 1 else {k: np.concatenate([p[k] for p in pieces]) if pieces[0][k].ndim else pieces[0][k] for k in pieces[0]}
+                part["target"] = wanted[rows]
+            pieces.append((end - begin, len(rows), self.session.run(part)))
+        joined = self._join(pieces)
         return Explanation(
             {name: joined[name] for name in self._own},
             {tensor: joined[name] for tensor, name in self.explained.relevance.items()},
@@ -178,54 +233,77 @@ class Explainer:
         session = self.session
         if not isinstance(inputs, Mapping):
             if len(session.inputs) != 1:
-                raise InputError(f"the model has {len(session.inputs)} inputs ({', '.join(session.inputs)}): give a dict of name to array")
+                raise InputError(
+                    f"the model has {len(session.inputs)} inputs: give a dict with {', '.join(session.inputs)}"
+                )
             inputs = {next(iter(session.inputs)): inputs}
         known = {**session.inputs, **session.optional}
         for name in inputs:
             if name == "target" or name not in known:
-                hint = "give classes as target=" if name == "target" else f"inputs are {', '.join(n for n in known if n != 'target')}"
+                hint = (
+                    "give classes as target="
+                    if name == "target"
+                    else f"inputs are {', '.join(n for n in known if n != 'target')}"
+                )
                 raise InputError(f"the model has no input '{name}'; {hint}")
         absent = [n for n in session.inputs if n not in inputs]
         if absent:
             raise InputError(f"input '{absent[0]}' is missing; the model needs {', '.join(session.inputs)}")
-        return {name: self._checked(name, array, known[name].shape) for name, array in inputs.items()}
+        batch = self._batch if isinstance(self._batch, int) else None
+        return {name: session.checked(name, array, batch) for name, array in inputs.items()}
 
-    def _checked(self, name: str, array: Any, shape: Sequence[int | str | None]) -> Array:
-        data, dtype = np.asarray(array), np.dtype(self.session.dtype(name))
-        if data.dtype.kind not in "fiub":
-            raise InputError(f"input '{name}' wants {dtype}, got {data.dtype}: give a numeric array")
-        if dtype.kind in "iu" and data.dtype.kind == "f" and not np.array_equal(data, np.floor(data)):
-            raise InputError(f"input '{name}' wants {dtype}, got {data.dtype} with fractions: give whole numbers")
-        expected = "(" + ", ".join(str(d) if d is not None else "?" for d in shape) + ")"
-        if data.ndim != len(shape):
-            hint = "; add a batch axis: x[None]" if data.ndim == len(shape) - 1 else ""
-            raise InputError(f"input '{name}' wants shape {expected}, got {data.shape}{hint}")
-        first = 1 if name in self.session.inputs and isinstance(shape[0] if shape else None, int) else 0  # a fixed batch is fed in turns
-        wrong = [i for i, (d, n) in enumerate(zip(shape, data.shape, strict=True)) if i >= first and isinstance(d, int) and d != n]
-        if wrong:
-            raise InputError(f"input '{name}' wants shape {expected}, got {data.shape}")
-        optional = name not in self.session.inputs
-        if data.dtype.kind == "f" and not optional and not np.isfinite(data).all():
-            kind = "NaN" if np.isnan(data).any() else "infinite values"
-            raise InputError(f"input '{name}' holds {kind}; clean the data first")
-        return np.ascontiguousarray(data, dtype)
+    def _axes(self, feeds: Mapping[str, Array]) -> tuple[dict[str, int], int]:
+        """On which axis of each input its samples lie, and how many there are; what is not named is fed whole.
 
-    def _batched(self, feeds: Mapping[str, Array]) -> list[str]:
-        """Inputs that are cut into chunks along axis 0: those of the model that have one."""
-        names = [n for n in self.session.inputs if feeds[n].ndim]
-        lengths = {n: len(feeds[n]) for n in names}
-        if len(set(lengths.values())) > 1:
-            free = [n for n in names if not isinstance(self.session.inputs[n].shape[0], int) or lengths[n] != self.session.inputs[n].shape[0]]
-            if len({lengths[n] for n in free}) > 1:
-                raise InputError(f"inputs have different numbers of samples: {', '.join(f'{n}: {c}' for n, c in lengths.items())}")
-            return free
-        return names
+        Raises:
+            InputError: inputs that disagree about the number of samples.
+        """
+        if not self._lead:
+            return {}, 1
+        count = len(feeds[self._lead])
+        axes = {self._lead: 0}
+        for name, info in self.session.inputs.items():
+            shape, data = list(info.shape), feeds[name]
+            if name == self._lead or not shape:
+                continue
+            if self.fixed:
+                if shape[0] == self._batch and len(data) == count:
+                    axes[name] = 0
+                elif len(data) != shape[0]:
+                    self._disagree(feeds, count)
+                continue
+            axis = shape.index(self._batch) if isinstance(self._batch, str) and self._batch in shape else 0
+            if isinstance(shape[axis], int):
+                continue
+            if data.shape[axis] != count:
+                self._disagree(feeds, count)
+            axes[name] = axis
+        return axes, count
 
-    def _fixed(self, batched: Sequence[str]) -> bool:
-        return bool(batched) and isinstance(self.session.inputs[batched[0]].shape[0], int)
+    def _disagree(self, feeds: Mapping[str, Array], count: int) -> None:
+        given = ", ".join(f"{name} {feeds[name].shape}" for name in self.session.inputs)
+        raise InputError(f"inputs have different numbers of samples: {given}; each wants {count}, as {self._lead} has")
 
-    def _step(self, batched: Sequence[str]) -> int:
-        return int(self.session.inputs[batched[0]].shape[0]) if self._fixed(batched) else self.batch_size
+    def _join(self, pieces: Sequence[tuple[int, int, dict[str, Array]]]) -> dict[str, Array]:
+        """The outputs of all runs, each (samples wanted, samples run, outputs), one after the other."""
+        if len(pieces) == 1 and pieces[0][0] == pieces[0][1]:
+            return pieces[0][2]
+        joined = {}
+        for name, array in pieces[0][2].items():
+            axis = self._output_axis(name, array, pieces[0][1])
+            kept = [
+                np.take(result[name], range(wanted), axis) if axis is not None and wanted < ran else result[name]
+                for wanted, ran, result in pieces
+            ]
+            joined[name] = kept[0] if axis is None else np.concatenate(kept, axis)
+        return joined
+
+    def _output_axis(self, name: str, array: Array, samples: int) -> int | None:
+        """The axis of an output on which samples lie; None where there is none."""
+        shape = self.session.shapes[name]
+        if isinstance(self._batch, str) and self._batch in shape:
+            return shape.index(self._batch)
+        return next((axis for axis, length in enumerate(array.shape) if length == samples), None)
 
     def _targets(self, target: Targets, count: int) -> Array | None:
         """Classes as int64 (count,) or (count, k), each checked against its range."""
@@ -233,9 +311,14 @@ class Explainer:
             return None
         classes = self.explained.classes
         if "target" not in self.session.optional:
-            raise InputError("the model was rewritten for a fixed target; rewrite it with target='input' to choose classes")
-        given = np.asarray(target)
-        if given.dtype.kind not in "iu":
+            raise InputError(
+                "the model was rewritten for a fixed target; rewrite it with target='input' to choose classes"
+            )
+        try:
+            given = np.asarray(target)
+        except ValueError:
+            raise InputError("target is a class index or one per sample; the list given is ragged") from None
+        if given.dtype.kind not in "iu" or not given.size:
             raise InputError(f"target is a class index or one per sample, not {given.dtype} values")
         width = len(classes)
         if width == 1:
@@ -252,6 +335,7 @@ class Explainer:
         for axis, length in enumerate(classes):
             bad = [int(t) for t in table[:, axis] if t < -1 or (length is not None and t >= length)]
             if bad:
-                raise InputError(f"class {bad[0]} is out of range: the output has {length} classes, 0 to {(length or 0) - 1} (-1: arg max)")
+                known = "" if length is None else f": the output has {length} classes, 0 to {length - 1} (-1: arg max)"
+                raise InputError(f"class {bad[0]} is out of range{known}")
         result = table.astype(np.int64)
         return result[:, 0].copy() if width == 1 else result

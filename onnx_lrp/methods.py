@@ -9,9 +9,10 @@ from typing import ClassVar, Protocol
 
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.backward import Relevance, Step, gradient
-from onnx_lrp.composite import Composite, Place, book_names, read_book
+from onnx_lrp.composite import Composite, book_names, read_book
 from onnx_lrp.emit import Emitter, Value
 from onnx_lrp.errors import InputError
+from onnx_lrp.places import Place
 from onnx_lrp.target import Start
 
 

@@ -79,6 +79,10 @@ def load(model: ModelLike) -> Source:
     proto, name, folder, digest = _read(model)
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{name}: this is no ONNX model (it holds no graph); give a file written by an ONNX exporter")
+    if any(p.key == "onnx_lrp" for p in proto.metadata_props):
+        raise ModelError(f"{name}: this model already explains itself; give the model that it was made from")
+    if not proto.graph.output:
+        raise ModelError(f"{name}: the model has no output, so nothing to explain; export it again")
     version = opset_of(proto)
     if not version:
         raise ModelError(f"{name}: the model imports no ai.onnx opset; re-export it with a standard exporter")
@@ -135,7 +139,8 @@ def _canonical_bytes(proto: onnx.ModelProto) -> bytes:
 
 def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) -> None:
     """Load external tensors into the proto while it stays below protobuf's limit; else check the references only."""
-    tensors = [t for t in _all_tensors(proto) if external_data_helper.uses_external_data(t)]
+    graphs = (proto.graph, *proto.functions)
+    tensors = [t for g in graphs for t in _all_tensors(g) if external_data_helper.uses_external_data(t)]
     if not tensors:
         return
     if folder is None:
@@ -145,7 +150,10 @@ def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) ->
     total = 0
     root = folder.resolve()
     for tensor in tensors:
-        info = external_data_helper.ExternalDataInfo(tensor)
+        try:
+            info = external_data_helper.ExternalDataInfo(tensor)
+        except ValueError as error:
+            raise ModelError(f"{name}: external data of '{tensor.name}' is malformed ({_one_line(error)}); export it again") from None
         path = (root / info.location).resolve()
         if not path.is_relative_to(root):
             raise ModelError(
@@ -153,23 +161,53 @@ def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) ->
             )
         if not path.is_file():
             raise ModelError(f"{name}: external data '{info.location}' is missing; put the file beside the model")
-        size = path.stat().st_size
-        if (info.offset or 0) + (info.length or 0) > size:
+        size, wanted = path.stat().st_size, _bytes_of(tensor)
+        if (info.offset or 0) + max(info.length or 0, wanted) > size:
             raise ModelError(f"{name}: external data '{info.location}' is cut short ({size} bytes); copy it again")
         total += info.length or size
     if total + proto.ByteSize() < _PROTOBUF_LIMIT:
         for tensor in tensors:
-            external_data_helper.load_external_data_for_tensor(tensor, str(root))
+            try:
+                external_data_helper.load_external_data_for_tensor(tensor, str(root))
+            except (OSError, ValueError, onnx.checker.ValidationError) as error:
+                raise ModelError(
+                    f"{name}: external data of '{tensor.name}' cannot be read ({_one_line(error)}); copy it again"
+                ) from None
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
 
 
-def _all_tensors(proto: onnx.ModelProto) -> Iterable[onnx.TensorProto]:
-    yield from proto.graph.initializer
-    for node in proto.graph.node:
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    """Bytes that the elements of a tensor take, by its shape; 0 for types that numpy does not have."""
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except (KeyError, TypeError, ValueError):
+        return 0
+    return int(dtype.itemsize) * math.prod(tensor.dims) if dtype.kind in "fiub" else 0
+
+
+def array_of(tensor: onnx.TensorProto) -> Any:
+    """The elements of a constant.
+
+    Raises:
+        ModelError: they are fewer than its shape says.
+    """
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"weights '{tensor.name}' are damaged ({_one_line(error)}); export the model again") from None
+
+
+def _all_tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterable[onnx.TensorProto]:
+    """Constants of a graph and of the graphs inside its nodes."""
+    yield from getattr(graph, "initializer", ())
+    for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
+            yield from attribute.tensors
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _all_tensors(inner)
 
 
 def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
@@ -345,7 +383,11 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], folder: Path | No
         if data is None:
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
-            onnx.save_model(copy, path, save_as_external_data=True, location=path.name + ".data")
+            beside = path.name + ".data"
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as inside:
+                onnx.save_model(copy, Path(inside) / path.name, save_as_external_data=True, location=beside)
+                for name in (beside, path.name):
+                    os.replace(Path(inside) / name, path.parent / name)
         else:
             write_atomically(path, data)
     except OSError as error:

@@ -1,14 +1,12 @@
-"""Files in, model inputs out: images, folders of images, arrays, token lists.
+"""Pictures to model inputs: size, mean, deviation, layout, channel order.
 
 Pillow is an optional extra, so it is imported only where a picture is really opened.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -25,7 +23,6 @@ Layout = Literal["NCHW", "NHWC"]
 Color = Literal["RGB", "BGR", "GRAY"]
 Resize = Literal["crop", "stretch", "pad"]
 Size = tuple[int, int] | int
-Arrays = dict[str, NDArray[Any]] | NDArray[Any]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 SMALL = 64  # pictures up to this size are taken whole: a margin would cost them too many pixels
@@ -94,10 +91,15 @@ class Preprocess:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def __str__(self) -> str:
-        """One line for people: what is done to a picture."""
+        """One line for people: what is done to a picture; what changes nothing is left away."""
         size = "own size" if self.shape is None else f"{self.shape[0]}x{self.shape[1]} ({self.resize})"
-        mean, std = (", ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
-        return f"{self.color} {size}, / {self.scale:g}, - ({mean}), / ({std}), {self.layout}"
+        mean, std = (
+            ", ".join(f"{v:g}" for v in (values if len({*values}) > 1 else values[:1]))
+            for values in (self.mean, self.std)
+        )
+        steps = [f"/ {self.scale:g}" if self.scale != 1 else "", f"- ({mean})", f"/ ({std})"]
+        kept = [s for s in steps if s not in ("", "- (0)", "/ (1)")] or ["values 0..255"]
+        return ", ".join([f"{self.color} {size}", *kept, self.layout])
 
     def bounds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The values of black (0) and of white (255) pixels, as the z-box rule needs them.
@@ -247,6 +249,11 @@ def _numbers(name: str, value: str | float | Sequence[float], count: int) -> tup
     return tuple(numbers * (count // len(numbers)))
 
 
+def reason(problem: Exception) -> str:
+    """What went wrong, in one line without the path."""
+    return getattr(problem, "strerror", None) or " ".join(str(problem).split()) or type(problem).__name__
+
+
 def load_image(path: str | Path) -> Image.Image:
     """Open a picture completely, turned upright by its EXIF orientation.
 
@@ -262,8 +269,8 @@ def load_image(path: str | Path) -> Image.Image:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as problem:  # decoders raise whatever their format's parser trips over
-        reason = "unknown format" if isinstance(problem, UnidentifiedImageError) else _reason(problem)
-        raise InputError(f"{path}: not an image that Pillow can read ({reason}); give PNG, JPEG or .npy") from None
+        why = "unknown format" if isinstance(problem, UnidentifiedImageError) else reason(problem)
+        raise InputError(f"{path}: not an image that Pillow can read ({why}); give PNG, JPEG or .npy") from None
     if image.mode == "F":  # their range is anyone's guess, and Pillow would clip it
         raise InputError(f"{path}: its pixels are floating-point numbers; give PNG, JPEG or .npy")
     return image
@@ -290,96 +297,3 @@ def picture(path: str | Path, pre: Preprocess) -> NDArray[np.uint8]:
 def to_array(path: str | Path, pre: Preprocess) -> NDArray[np.float32]:
     """The model's input for one image file: (1, C, H, W) or (1, H, W, C)."""
     return pre.normalize(np.asarray(pre.frame(load_image(path))))
-
-
-@dataclass(frozen=True, eq=False)
-class Item:
-    """One input file: its path, the array (or arrays by input name), and for images the picture (H, W, 3)."""
-
-    name: str
-    arrays: Arrays
-    picture: NDArray[np.uint8] | None = None
-
-
-def find_inputs(sources: Iterable[str | Path] | str | Path) -> list[Path]:
-    """Expand folders to their images (sorted, not recursive) and check that every path can be an input.
-
-    Raises:
-        InputError: a path is missing or of unknown suffix, or a folder holds no image.
-    """
-    found: list[Path] = []
-    for path in map(Path, [sources] if isinstance(sources, str | Path) else sources):
-        try:
-            path.stat()
-            inside = [path] if not path.is_dir() else sorted(p for p in path.iterdir() if _is_image(p))
-        except (OSError, ValueError) as problem:
-            raise InputError(f"{path}: cannot be read ({_reason(problem)}); check the path") from None
-        if not inside:
-            raise InputError(f"{path}: no images in this folder; it should hold PNG or JPEG files")
-        if inside == [path] and path.suffix.lower() not in IMAGE_SUFFIXES | _READERS.keys():
-            raise InputError(f"{path}: unknown kind of input; give an image, a folder of images, .npy, .npz or .json")
-        found += inside
-    return found
-
-
-def read_input(path: Path, pre: Preprocess | None = None) -> Item:
-    """Read one file: an image through `pre`, arrays from .npy and .npz as they are, numbers from .json.
-
-    In .json a flat list is one sample and gets a batch axis; integers become int64, others float32.
-
-    Raises:
-        InputError: unreadable, or an image where `pre` is None.
-    """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is not None:
-        try:
-            return Item(str(path), reader(path))
-        except (OSError, ValueError, RecursionError, zipfile.BadZipFile) as problem:
-            raise InputError(f"{path}: not a usable {path.suffix} file ({_reason(problem)})") from None
-    if pre is None:
-        raise InputError(f"{path}: the model takes no image; give .npy, .npz or .json")
-    framed = pre.frame(load_image(path))
-    return Item(str(path), pre.normalize(np.asarray(framed)), np.array(framed.convert("RGB")))
-
-
-def read_inputs(sources: Iterable[str | Path] | str | Path, pre: Preprocess | None = None) -> list[Item]:
-    """Find and read all inputs; for constant memory, map `read_input` over `find_inputs` instead."""
-    return [read_input(path, pre) for path in find_inputs(sources)]
-
-
-def _read_arrays(path: Path) -> Arrays:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (ValueError, EOFError):  # numpy's own words recommend unpickling
-        raise ValueError("damaged, or no plain numbers") from None
-
-
-def _read_json(path: Path) -> Arrays:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return {name: _sample(v) for name, v in content.items()} if isinstance(content, dict) else _sample(content)
-
-
-def _sample(content: object) -> NDArray[Any]:
-    try:
-        array = np.array(content)
-    except ValueError:
-        raise ValueError("lists of unequal length; pad them") from None
-    if array.dtype.kind not in "if" or not array.size:
-        raise ValueError("numbers expected, such as token ids")
-    array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
-    return array[None] if array.ndim == 1 else array
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def _reason(problem: Exception) -> str:
-    return getattr(problem, "strerror", None) or " ".join(str(problem).split()) or type(problem).__name__
-
-
-_READERS = {".npy": _read_arrays, ".npz": _read_arrays, ".json": _read_json}

@@ -48,7 +48,8 @@ class MaxPool(op_max_pool.MaxPool):
     def _run(self, x: Array, kernel_shape: list[int], **options: Any) -> tuple[Array, ...]:  # type: ignore[override]
         names = ("auto_pad", "ceil_mode", "dilations", "pads", "storage_order", "strides")
         given = {"storage_order": 0} | {k: v for k, v in options.items() if v is not None}
-        result: tuple[Array, ...] = self._max_pool(x, kernel_shape=kernel_shape, **{k: given.get(k) for k in names})
+        chosen = {k: given.get(k) for k in names}
+        result: tuple[Array, ...] = self._max_pool(x, kernel_shape=kernel_shape, **chosen)  # type: ignore[no-untyped-call]
         return result
 
 

@@ -286,7 +286,7 @@ Applied = tuple[Term, Call, tuple[int, ...]]
 def _forward(
     e: Emitter, call: Call, roles: Roles, rule: Rule, branch: Branch
 ) -> tuple[list[Applied], Value, bool] | None:
-    """The terms that are not zero, applied; their sum; and whether that sum holds epsilon already. None if all are zero.
+    """The terms that are not zero, applied; their sum; whether that holds epsilon already. None if all are zero.
 
     Where the sum is known to be nonnegative the stabilizer is a plain addition, and the operator's own bias input
     takes it for free.
@@ -483,7 +483,7 @@ def adjoint_of_bias(e: Emitter, call: Call, s: Value, index: int, bias: Value) -
 
 
 def _signed_input(e: Emitter, call: Call, index: int, value: Value) -> Value:
-    return -value if _sign(call, index) < 0 else value * (1 / len(call.inputs)) if call.op == "Mean" else value
+    return -value if _sign(call, index) < 0 else value / len(call.inputs) if call.op == "Mean" else value
 
 
 def _collect(e: Emitter, x: Value | None, shares: list[tuple[Value | None, Value]]) -> Relevance:

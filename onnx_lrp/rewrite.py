@@ -22,7 +22,7 @@ from onnx_lrp.errors import InputError, ModelError, UnsupportedNode, Unsupported
 from onnx_lrp.methods import Method, find_method
 from onnx_lrp.model import ModelLike, Source
 from onnx_lrp.places import Place, places
-from onnx_lrp.switch import behind_switch
+from onnx_lrp.switch import EXPLAIN, behind_switch
 from onnx_lrp.target import STARTS, Seed, Start, Target, find_explained, seed
 
 VERSION = "0.1.0"
@@ -184,6 +184,8 @@ def rewrite_with_accounts(
         kept=[*layers, *(inputs or ()), *([output] if output else [])],
     )
     e = v.e
+    if switch and EXPLAIN in e.values:
+        raise ModelError(f"the model already has a tensor named '{EXPLAIN}', which the switch needs; rename it")
     explained, head = find_explained(v, output)
     reported = {**_reported_inputs(v, inputs), **{name: (v.value(name), False) for name in layers}}
     calls = mark_active(v, [x for x, _ in reported.values()], explained)

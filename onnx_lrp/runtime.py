@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +15,11 @@ import numpy as np
 import onnx
 from onnx import external_data_helper
 
-from onnx_lrp.errors import InputError, ModelError
-from onnx_lrp.model import save
+from onnx_lrp.errors import InputError, ModelError, OnnxLrpError
+from onnx_lrp.model import save, serialized
+
+_LOG = logging.getLogger("onnx_lrp")
+_CUDA = "CUDAExecutionProvider"
 
 Device = Literal["auto", "cpu", "cuda"]
 Array = np.ndarray[Any, Any]
@@ -45,7 +53,10 @@ def onnxruntime() -> Any:
     except ImportError:
         raise InputError("running a model needs ONNX Runtime: pip install onnx-lrp[cpu] (or onnx-lrp[gpu])") from None
     if not hasattr(ort, "InferenceSession"):
-        raise InputError("onnxruntime is broken, as after removing one of onnxruntime and onnxruntime-gpu: uninstall both, then install one")
+        raise InputError(
+            "onnxruntime is broken, as after removing one of onnxruntime and onnxruntime-gpu:"
+            " uninstall both, then install one"
+        )
     return ort
 
 
@@ -58,13 +69,32 @@ def choose_providers(device: Device = "auto", providers: Sequence[Any] | None = 
     if providers is not None:
         return list(providers)
     available = onnxruntime().get_available_providers()
-    if device == "cpu" or (device == "auto" and "CUDAExecutionProvider" not in available):
+    if device == "cpu" or (device == "auto" and _CUDA not in available):
         return ["CPUExecutionProvider"]
     if device not in ("auto", "cuda"):
         raise InputError(f"device is auto, cpu or cuda, not '{device}'")
-    if "CUDAExecutionProvider" not in available:
-        raise InputError("this ONNX Runtime has no CUDA provider: pip install onnx-lrp[gpu], after removing onnxruntime")
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if _CUDA not in available:
+        raise InputError(
+            "this ONNX Runtime has no CUDA provider: pip install onnx-lrp[gpu], after removing onnxruntime"
+        )
+    return [_CUDA, "CPUExecutionProvider"]
+
+
+@contextlib.contextmanager
+def preloaded(ort: Any) -> Iterator[None]:
+    """Let CUDA come from NVIDIA's wheels, and keep ONNX Runtime quiet where it does not come at all.
+
+    ONNX Runtime's own lines about a provider that does not load are long and many; whoever calls says it in one.
+    """
+    ort.set_default_logger_severity(4)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            if hasattr(ort, "preload_dlls"):
+                with contextlib.suppress(Exception):  # what it misses, loading the provider misses too
+                    ort.preload_dlls()
+            yield
+    finally:
+        ort.set_default_logger_severity(2)  # the default; there is no way to ask for what it was
 
 
 class Session:
@@ -96,16 +126,21 @@ class Session:
         if folder is not None and any(external_data_helper.uses_external_data(t) for t in model.graph.initializer):
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         chosen = choose_providers(device, providers)
-        try:
-            self.raw = ort.InferenceSession(_payload(model), options, providers=chosen)
-        except Exception as error:  # ONNX Runtime raises its own unrelated types
-            raise ModelError(f"ONNX Runtime cannot load the model: {' '.join(str(error).split())[:300]}") from None
+        tries_cuda = providers is None and chosen[0] == _CUDA
+        with preloaded(ort) if tries_cuda else contextlib.nullcontext():
+            self.raw = _load(ort, model, options, chosen)
         self.providers: list[str] = self.raw.get_providers()
-        if device == "cuda" and providers is None and "CUDAExecutionProvider" not in self.providers:
-            raise InputError("the CUDA provider does not load (driver, CUDA or cuDNN missing): run onnx-lrp doctor, or use device='cpu'")
+        if device == "auto" and tries_cuda and _CUDA not in self.providers:
+            _LOG.warning("the CUDA provider does not load, so the CPU runs; onnx-lrp doctor says why")
+        if device == "cuda" and providers is None and _CUDA not in self.providers:
+            raise InputError(
+                "the CUDA provider does not load (driver, CUDA or cuDNN missing):"
+                " run onnx-lrp doctor, or use device='cpu'"
+            )
         self.inputs = {i.name: i for i in self.raw.get_inputs()}
         self.optional = {i.name: i for i in self.raw.get_overridable_initializers()}
-        self.outputs: list[str] = [o.name for o in self.raw.get_outputs()]
+        self.shapes: dict[str, list[int | str | None]] = {o.name: list(o.shape) for o in self.raw.get_outputs()}
+        self.outputs: list[str] = list(self.shapes)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; outputs by name."""
@@ -113,13 +148,65 @@ class Session:
         try:
             results = self.raw.run(names, dict(feeds))
         except Exception as error:
-            raise ModelError(f"ONNX Runtime fails: {' '.join(str(error).split())[:300]}") from None
+            raise ModelError(f"ONNX Runtime fails: {_reason(error)}") from None
         return dict(zip(names, results, strict=True))
+
+    def checked(self, name: str, array: Any, batch: int | None = None) -> Array:
+        """An array as an input wants it, cast where nothing is lost.
+
+        Args:
+            name: the input.
+            array: anything that numpy takes.
+            batch: length of the model's fixed batch, of which any number of samples may be given; they run in turns.
+
+        Raises:
+            InputError: another shape, numbers that the input's type cannot hold, NaN; says what was expected.
+        """
+        dtype = np.dtype(self.dtype(name))
+        shape = list((self.inputs.get(name) or self.optional[name]).shape)
+        try:
+            data = np.asarray(array)
+        except Exception as error:  # ragged lists, tensors on a GPU or with gradients: each its own type
+            why = " ".join(str(error).split())[:120]
+            raise InputError(f"input '{name}' wants {dtype}, got no array ({why})") from None
+        if data.dtype.kind not in "fiub" or dtype.kind not in "fiub":
+            raise InputError(f"input '{name}' wants {dtype}, got {data.dtype}: give a numeric array")
+        expected = "(" + ", ".join(str(d) if d is not None else "?" for d in shape) + ")"
+        if data.ndim != len(shape):
+            hint = "; add a batch axis: x[None]" if data.ndim == len(shape) - 1 else ""
+            raise InputError(f"input '{name}' wants shape {expected}, got {data.shape}{hint}")
+        first = 1 if batch is not None and shape[:1] == [batch] else 0
+        if any(isinstance(d, int) and d != n for d, n in list(zip(shape, data.shape, strict=True))[first:]):
+            raise InputError(f"input '{name}' wants shape {expected}, got {data.shape}")
+        if not data.size:
+            raise InputError(f"input '{name}' wants shape {expected}, got {data.shape}, which holds nothing")
+        _check_numbers(name, data, required=name in self.inputs)
+        return _cast(name, data, dtype, required=name in self.inputs)
 
     def dtype(self, name: str) -> Any:
         """Numpy element type of an input."""
         info = self.inputs.get(name) or self.optional[name]
         return _DTYPES.get(info.type, np.float32)
+
+
+def _check_numbers(name: str, data: Array, *, required: bool) -> None:
+    """NaN and infinity are refused, save in parameters, where they may stand for a default."""
+    if required and data.dtype.kind == "f" and not np.isfinite(data).all():
+        kind = "NaN" if np.isnan(data).any() else "infinite values"
+        raise InputError(f"input '{name}' holds {kind}; clean the data first")
+
+
+def _cast(name: str, data: Array, dtype: np.dtype[Any], *, required: bool) -> Array:
+    """The numbers in another type; an error where they would become others."""
+    with np.errstate(all="ignore"):
+        cast = np.asarray(data, dtype, order="C")  # not ascontiguousarray, which gives scalars an axis
+    if dtype.kind in "iub" and not np.array_equal(cast, data):
+        fractions = data.dtype.kind == "f" and not np.array_equal(data, np.floor(data))
+        what = "with fractions" if fractions else f"values {data.min()} to {data.max()}, outside its range"
+        raise InputError(f"input '{name}' wants {dtype}, got {data.dtype} {what}: give whole numbers that fit")
+    if required and dtype.kind == "f" and not np.isfinite(cast).all():
+        raise InputError(f"input '{name}' wants {dtype}, got values up to {np.abs(data).max():.3g}, too large for it")
+    return cast
 
 
 def session_options(threads: int | None = None, *, fixed_batch: bool = False) -> Any:
@@ -143,14 +230,23 @@ def _has_fixed_batch(model: onnx.ModelProto) -> bool:
     return all(not dims or dims[0].HasField("dim_value") for dims in shapes)
 
 
-def _payload(model: onnx.ModelProto) -> bytes | str:
-    """The model as ONNX Runtime takes it: bytes, or a temporary file above protobuf's limit."""
+def _load(ort: Any, model: onnx.ModelProto, options: Any, providers: Sequence[Any]) -> Any:
+    """The session, from bytes; from a temporary file above protobuf's limit."""
     try:
-        return bytes(model.SerializeToString())
-    except ValueError:
-        import tempfile
+        data = serialized(model)
+        if data is not None:
+            return ort.InferenceSession(data, options, providers=providers)
+        with tempfile.TemporaryDirectory(prefix="onnx_lrp_") as folder:
+            path = Path(folder) / "model.onnx"
+            save(model, path)
+            return ort.InferenceSession(str(path), options, providers=providers)
+    except OnnxLrpError:
+        raise
+    except Exception as error:  # ONNX Runtime raises its own unrelated types
+        raise ModelError(f"ONNX Runtime cannot load the model: {_reason(error)}") from None
 
-        folder = tempfile.mkdtemp(prefix="onnx_lrp_")
-        path = Path(folder) / "model.onnx"
-        save(model, path)
-        return str(path)
+
+def _reason(error: Exception) -> str:
+    """ONNX Runtime's words in one line, without its own source lines and signatures."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    return re.sub(r"\S*\.(?:cc|h):\d+ \S+ .*?\) (?=[A-Z])", "", text)[:300]

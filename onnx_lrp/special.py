@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
+import onnx
+
 from onnx_lrp.adjoints import OPERATORS, adjoint
-from onnx_lrp.adjoints.shapes import expand_like, ints, reduce_like, same_shape
+from onnx_lrp.adjoints.reduction import reduced_axes
+from onnx_lrp.adjoints.shapes import (
+    along_axis,
+    arange_like,
+    expand_like,
+    ints,
+    ones_like,
+    reduce_like,
+    reshape_like,
+    same_shape,
+)
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import RuleError
-from onnx_lrp.relevance import epsilon_rule, stabilized
+from onnx_lrp.relevance import adjoint_of_bias, epsilon_rule, stabilized
 
 Out = Sequence[Relevance | None]
+
+
+def _nothing(call: Call) -> Out:
+    return [None] * len(call.inputs)
+
+
+# ---- moving and passing --------------------------------------------------------------------------------------------
 
 
 def route(e: Emitter, call: Call, out: Out) -> Out:
@@ -23,55 +43,167 @@ def route(e: Emitter, call: Call, out: Out) -> Out:
     sum_i y_i c_i equal to x_j sum_i c_i.
     """
     if not OPERATORS[call.op].moves:
-        raise RuleError(f"node '{call.site}': route is for operators that move elements, {call.op} computes new ones; use norm or pass")
+        raise RuleError(
+            f"node '{call.site}': route is for operators that move elements, {call.op} computes new ones; "
+            "use norm or pass"
+        )
     factored = all(r is None or (r.of is not None and r.of is o) for r, o in zip(out, call.outputs, strict=True))
     cotangents = [None if r is None else r.factor if factored else r.whole(e) for r in out]
     pieces = adjoint(e, call, cotangents)
-    e.book(call, "bias", lambda: _to_constants(e, call, out))
-    return [None if p is None else Relevance(p, x if factored else None) for p, x in zip(pieces, call.inputs, strict=True)]
+    _book_constants(e, call, out)
+    return [
+        None if p is None else Relevance(p, x if factored else None) for p, x in zip(pieces, call.inputs, strict=True)
+    ]
 
 
-def _to_constants(e: Emitter, call: Call, out: Out) -> Value | None:
-    """What lands on constants that were moved together with live tensors (Concat, Where, Max)."""
-    constants = [i for i, v in enumerate(call.inputs) if v is not None and i not in call.active and v.dtype.kind == "f"]
-    if call.op in ("Pad", "Clip") or not constants:
+def _book_constants(e: Emitter, call: Call, out: Out) -> None:
+    """Book what lands on constants that were moved together with live tensors: Concat, Where, Max, padding."""
+    if call.op == "Pad":
+        e.book(call, "bias", partial(_on_padding, e, call, out))
+        return
+    for i, v in enumerate(call.inputs):
+        if v is not None and i not in call.active and v.dtype.kind == "f":
+            e.book(call, "bias", partial(_on_constant, e, call, out, i))
+
+
+def _on_constant(e: Emitter, call: Call, out: Out, index: int) -> Value | None:
+    """What one constant input gets, at the output's size, so that the samples can be told apart."""
+    if OPERATORS[call.op].broadcasts:
+        full = (v if v is None or v.dtype.kind != "f" else expand_like(e, v, call.output) for v in call.inputs)
+        call = replace(call, inputs=tuple(full))
+    return adjoint(e, call, [None if r is None else r.whole(e) for r in out], [index])[index]
+
+
+def _on_padding(e: Emitter, call: Call, out: Out) -> Value | None:
+    """What lands on constant padding."""
+    if out[0] is None or call.attrs.get("mode", "constant") != "constant":
         return None
-    pieces = adjoint(e, call, [None if r is None else r.whole(e) for r in out], constants)
-    found = [(p, call.given(i)) for i, p in enumerate(pieces) if p is not None]
-    total: Value | None = None
-    for piece, _ in found:
-        part = e.op("ReduceSum", piece, ints(e, range(1, piece.rank)), keepdims=0) if piece.rank > 1 else piece
-        total = part if total is None else total + part
-    return total
+    inside = e.op("Pad", ones_like(e, call.given(0)), call.given(1), None, call.input(3), shape=call.output.shape)
+    return expand_like(e, out[0].whole(e), call.output) * (1.0 - inside)
+
+
+def winner_takes_all(e: Emitter, call: Call, out: Out) -> Out:
+    """The winner of a maximum takes all of the relevance; of equal ones the first (Bach et al. 2015, eq. 61)."""
+    reduces = call.op in ("ReduceMax", "ReduceMin")
+    axes = reduced_axes(e, call) if reduces else []
+    if out[0] is None or axes is None or not (reduces or call.op in ("Max", "Min")):
+        return route(e, call, out)
+    # The adjoint of these lets equal ones share, as the gradient has it: mark the first instead.
+    factored = out[0].of is call.output
+    c = out[0].factor if factored else out[0].whole(e)
+    shares = [_first_along(e, call, c, axes)] if reduces else _first_input(e, call, c)
+    for i, (share, v) in enumerate(zip(shares, call.inputs, strict=False)):
+        if i not in call.active and v is not None:
+            e.book(call, "bias", partial(Relevance(share, call.output if factored else None).whole, e))
+    result = list(_nothing(call))
+    for i in call.active:
+        result[i] = Relevance(reduce_like(e, shares[i], call.given(i)), call.given(i) if factored else None)
+    return result
+
+
+def _number(value: Value) -> int:
+    return int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
+
+
+def _first_input(e: Emitter, call: Call, c: Value) -> list[Value]:
+    """The relevance at every place of the first input that has the extreme value there."""
+    y = call.output
+    left = expand_like(e, c, y)
+    shares = []
+    zero = e.const(0, y.dtype)
+    for v in call.inputs:
+        assert v is not None
+        hit = e.op("Equal", v, y)
+        shares.append(e.op("Where", hit, left, zero))
+        left = e.op("Where", hit, zero, left)
+    return shares
+
+
+def _first_along(e: Emitter, call: Call, c: Value, axes: list[int]) -> Value:
+    """The relevance at the first element, in the order of memory, that has the extreme value along the axes."""
+    x = call.given(0)
+    if not axes:
+        return expand_like(e, c, call.output)
+    kept = [i for i in range(x.rank) if i not in axes]
+    perm = [*kept, *axes]
+    rows = x if perm == list(range(x.rank)) else e.op("Transpose", x, perm=perm)
+    flat = rows if len(axes) == 1 else e.op("Reshape", rows, ints(e, [*([0] * len(kept)), -1]))
+    winner = e.op("ArgMax" if call.op == "ReduceMax" else "ArgMin", flat, axis=-1, keepdims=1)
+    hit = e.op("Cast", e.op("Equal", winner, along_axis(e, arange_like(e, flat, -1), -1, flat.rank)), to=_number(x))
+    hit = reshape_like(e, hit, rows)
+    back = hit if rows is x else e.op("Transpose", hit, perm=[perm.index(i) for i in range(x.rank)])
+    c = expand_like(e, c, call.output)
+    return back * (c if call.attrs.get("keepdims", 1) else e.op("Unsqueeze", c, ints(e, axes)))
 
 
 def pass_through(e: Emitter, call: Call, out: Out) -> Out:
     """The one live input takes all of the relevance, unchanged: activations, normalizations held constant, offsets."""
     relevance, active = out[0], call.active
     if relevance is None:
-        return [None] * len(call.inputs)
+        return _nothing(call)
     if len(active) != 1:
-        # x op f(x) with a quotient: the numerator carries the signal
+        # Of a quotient the numerator carries the signal.
         if call.op != "Div":
-            raise RuleError(f"node '{call.site}': pass needs one live input, this {call.op} has {len(active)}; use norm, share or gate")
+            raise RuleError(
+                f"node '{call.site}': pass needs one live input, this {call.op} has {len(active)}; "
+                "use norm, share or gate"
+            )
         active = (0,)
-    x = call.given(active[0])
-    if x.rank != call.output.rank or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(x.shape, call.output.shape, strict=True)):
-        if not OPERATORS[call.op].broadcasts:
-            raise RuleError(f"node '{call.site}': pass needs an input in the shape of the output, this {call.op} has {x.shape} -> {call.output.shape}; use norm")
-        return [Relevance(reduce_like(e, expand_like(e, relevance.whole(e), call.output), x)) if i == active[0] else None for i in range(len(call.inputs))]
+    x, y = call.given(active[0]), call.output
+    if OPERATORS[call.op].broadcasts:
+        if _stretched(call, x):
+            relevance = Relevance(reduce_like(e, expand_like(e, relevance.whole(e), y), x))
+    elif x.rank != y.rank or any(
+        isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(x.shape, y.shape, strict=True)
+    ):
+        raise RuleError(
+            f"node '{call.site}': pass needs an input in the shape of the output, this {call.op} has "
+            f"{x.shape} -> {y.shape}; use norm"
+        )
     return [relevance if i == active[0] else None for i in range(len(call.inputs))]
+
+
+def _stretched(call: Call, x: Value) -> bool:
+    """Whether an input may have been broadcast to the size of the output."""
+    y = call.output
+    if x.rank != y.rank:
+        return True
+    others = [v for v in call.inputs if v is not None and v is not x]
+
+    def alone(axis: int) -> bool:
+        """True if no other input can be longer than 1 there."""
+        return all(v.rank < y.rank - axis or v.shape[axis - y.rank] == 1 for v in others)
+
+    return any(
+        a != b and (a == 1 or not isinstance(a, int)) and not alone(i)
+        for i, (a, b) in enumerate(zip(x.shape, y.shape, strict=True))
+    )
 
 
 def stop(e: Emitter, call: Call, out: Out) -> Out:
     """No relevance goes further: all of it is booked as absorbed by the node."""
-    e.book(call, "bias", lambda: _sum_all(e, out))
-    return [None] * len(call.inputs)
+    for r, o in zip(out, call.outputs, strict=True):
+        if r is not None and o is not None:
+            e.book(call, "bias", partial(expand_like, e, r.whole(e), o))
+    return _nothing(call)
 
 
-def _sum_all(e: Emitter, out: Out) -> Value | None:
-    wholes = [r.whole(e) for r in out if r is not None]
-    return wholes[0] if wholes else None
+def uniform(e: Emitter, call: Call, out: Out) -> Out:
+    """Every live input gets an equal part, whatever it holds."""
+    if out[0] is None:
+        return _nothing(call)
+    active, y = call.active, call.output
+    if not OPERATORS[call.op].broadcasts and not all(same_shape(call.given(i), y) for i in active):
+        raise RuleError(
+            f"node '{call.site}': uniform needs inputs in the shape of the output, which {call.op} has not; "
+            "use norm or route"
+        )
+    whole = expand_like(e, out[0].whole(e), y)
+    part = whole if len(active) == 1 else whole / len(active)
+    return [Relevance(reduce_like(e, part, call.given(i))) if i in active else None for i in range(len(call.inputs))]
+
+
+# ---- pooling ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -85,26 +217,64 @@ class ProportionalPool:
 
     def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
         """Relevance of the input."""
+        if call.op not in ("MaxPool", "GlobalMaxPool"):
+            raise RuleError(
+                f"node '{call.site}': proportional is for MaxPool and GlobalMaxPool, not {call.op}; use norm"
+            )
         if out[0] is None:
-            return [None]
-        x = call.given(0)
-        if call.op == "GlobalMaxPool":
-            pool = replace(call, op="GlobalAveragePool", outputs=(e.op("GlobalAveragePool", x),))
-        else:
-            attrs = {k: v for k, v in call.attrs.items() if k != "storage_order"}
-            pool = replace(call, op="AveragePool", attrs=attrs, outputs=(e.op("AveragePool", x, **attrs),))
+            return _nothing(call)
+        kind, attrs = call.op.replace("Max", "Average"), dict(call.attrs)
+        attrs.pop("storage_order", None)
+        dilations = attrs.pop("dilations", None) or []
+        if any(d != 1 for d in dilations):
+            if e.opset < 19:
+                raise RuleError(
+                    f"node '{call.site}': proportional needs opset 19 for a pool with dilations (AveragePool has none "
+                    f"at opset {e.opset}); use winner_takes_all"
+                )
+            attrs["dilations"] = dilations
+        pool = replace(call, op=kind, attrs=attrs, outputs=(e.op(kind, call.given(0), **attrs),))
         return epsilon_rule(self.epsilon)(e, pool, [out[0]])
 
 
-def _divided(e: Emitter, call: Call, relevance: Relevance, epsilon: float) -> Value:
-    """R / stab(y) of a product, with the stabilizer's part booked."""
-    y = call.output
+# ---- products of two live tensors ------------------------------------------------------------------------------------
+
+
+def _live_factors(call: Call, rule: str) -> list[int]:
+    operator = OPERATORS[call.op]
+    if operator.verb != "bilinear":
+        raise RuleError(f"node '{call.site}': {rule} is for products, {call.op} is {operator.verb}; use norm or pass")
+    return [i for i in operator.factors if i in call.active]
+
+
+def _shared(e: Emitter, call: Call, relevance: Relevance, epsilon: float, parts: Mapping[int, float]) -> Out:
+    """R / stab(y) times factor i times the other one, to every factor i by its part; the bias keeps what it brings."""
+    y, slot = call.output, OPERATORS[call.op].bias
     if relevance.of is y and epsilon == 0:
-        return relevance.factor
-    stable = stabilized(e, y, epsilon)
-    s = relevance.factor / stable if relevance.of is None else relevance.factor * e.op("Div", relevance.of, stable, label="quotient")
-    e.book(call, "stabilizer", lambda: s * (stable - y) if epsilon else None)
-    return s
+        s = relevance.factor
+    else:
+        stable = stabilized(e, y, epsilon)
+        s = (
+            relevance.factor / stable
+            if relevance.of is None
+            else relevance.factor * e.op("Div", relevance.of, stable, label="quotient")
+        )
+        e.book(call, "stabilizer", lambda: s * (stable - y))
+    bias = None if slot is None else call.input(slot)
+    parts = dict(parts)
+    if bias is not None and slot is not None:
+        if slot in call.active:
+            parts[slot] = 1.0
+        else:
+            e.book(call, "bias", lambda: adjoint_of_bias(e, call, s, slot, bias))
+    shares: list[Relevance | None] = list(_nothing(call))
+    for part in dict.fromkeys(parts.values()):
+        group = [i for i in parts if parts[i] == part]
+        pieces = adjoint(e, call, [s if part == 1.0 else s * part], group)
+        for i in group:
+            piece = pieces[i]
+            shares[i] = None if piece is None else Relevance(piece, call.given(i))
+    return shares
 
 
 @dataclass(frozen=True)
@@ -115,55 +285,51 @@ class Share:
 
     def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
         """Relevance of the inputs; a product with one live factor is an ordinary linear layer."""
-        relevance = out[0]
-        if relevance is None:
-            return [None] * len(call.inputs)
-        factors = OPERATORS[call.op].factors
-        live = [i for i in factors if i in call.active]
+        live = _live_factors(call, "share")
+        if out[0] is None:
+            return _nothing(call)
         if len(live) < 2:
             return epsilon_rule(self.epsilon)(e, call, out)
-        s = _divided(e, call, relevance, self.epsilon)
-        pieces = adjoint(e, call, [s * 0.5], live)
-        return [None if p is None else Relevance(p, x) for p, x in zip(pieces, call.inputs, strict=True)]
+        return _shared(e, call, out[0], self.epsilon, dict.fromkeys(live, 0.5))
 
 
-# Operators whose output says "how much": what they multiply is the signal.
-_GATES = ("Sigmoid", "HardSigmoid", "Softmax", "Erf", "Tanh")
+# Operators whose output says "how much": what they multiply is the signal. Of two, the one that is nearer to a switch.
+_GATES = {"Sigmoid": 2, "HardSigmoid": 2, "Softmax": 2, "Tanh": 1, "Erf": 1}
 
 
 @dataclass(frozen=True)
 class Gate:
     """Gate times signal: the signal takes all (Arras et al. 2017, sec. 3.1).
 
-    The gate is the factor that comes out of a Sigmoid, HardSigmoid or Softmax (or the one named); if both or neither
-    do, the first factor is the signal.
+    The gate is the factor that comes out of a Sigmoid, HardSigmoid or Softmax, else out of a Tanh or Erf (or the one
+    named); if both factors do alike or neither does, the first is the signal.
     """
 
     gate: Literal["auto", "first", "second"] = "auto"
     epsilon: float = 1e-6
 
     def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
-        """Relevance of the inputs."""
-        live = [i for i in OPERATORS[call.op].factors if i in call.active]
+        """Relevance of the inputs; a product with one live factor is an ordinary linear layer."""
+        live = _live_factors(call, "gate")
         if out[0] is None:
-            return [None] * len(call.inputs)
+            return _nothing(call)
         if len(live) < 2:
             return epsilon_rule(self.epsilon)(e, call, out)
-        return Constant(1 - self.signal(e, call), self.epsilon)(e, call, out)
+        return _shared(e, call, out[0], self.epsilon, {self.signal(e, call): 1.0})
 
     def signal(self, e: Emitter, call: Call) -> int:
         """Index of the factor that is the signal."""
         if self.gate != "auto":
             return 1 if self.gate == "first" else 0
-        first, second = (_is_gate(e, call.given(i)) for i in (0, 1))
-        return 1 if first and not second else 0
+        return 1 if _gateness(e, call.given(0)) > _gateness(e, call.given(1)) else 0
 
 
-def _is_gate(e: Emitter, value: Value) -> bool:
+def _gateness(e: Emitter, value: Value) -> int:
     maker = e.producers.get(value.name)
-    while maker is not None and OPERATORS.get(maker.op) is not None and OPERATORS[maker.op].moves and maker.input(0) is not None:
-        maker = e.producers.get(maker.given(0).name)
-    return maker is not None and maker.op in _GATES
+    while maker is not None and OPERATORS.get(maker.op) is not None and OPERATORS[maker.op].moves and maker.inputs:
+        before = maker.input(0)
+        maker = None if before is None else e.producers.get(before.name)
+    return _GATES.get(maker.op, 0) if maker is not None and not maker.domain else 0
 
 
 @dataclass(frozen=True)
@@ -174,56 +340,54 @@ class Constant:
     epsilon: float = 1e-6
 
     def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
-        """Relevance of the inputs."""
-        relevance = out[0]
-        if relevance is None:
-            return [None] * len(call.inputs)
-        live = [i for i in OPERATORS[call.op].factors if i in call.active]
-        side = next((i for i in live if i != self.factor), live[0])
-        piece = adjoint(e, call, [_divided(e, call, relevance, self.epsilon)], [side])[side]
-        assert piece is not None
-        return [Relevance(piece, call.given(i)) if i == side else None for i in range(len(call.inputs))]
+        """Relevance of the inputs; where one factor is live only, that one takes it."""
+        live = _live_factors(call, "factor")
+        if out[0] is None:
+            return _nothing(call)
+        if len(live) < 2:
+            return epsilon_rule(self.epsilon)(e, call, out)
+        return _shared(e, call, out[0], self.epsilon, {1 - self.factor: 1.0})
+
+
+# ---- normalization and softmax ---------------------------------------------------------------------------------------
 
 
 def batchnorm_absolute(e: Emitter, call: Call, out: Out) -> Out:
     """BatchNormalization y = a·x + c keeps |ax| / (|ax| + |c|) of the relevance (Hui & Binder 2019, eq. 10)."""
-    if out[0] is None:
-        return [None] * len(call.inputs)
     if call.op != "BatchNormalization":
-        raise RuleError(f"node '{call.site}': batchnorm_absolute is for BatchNormalization, not {call.op}")
+        raise RuleError(f"node '{call.site}': batchnorm_absolute is for BatchNormalization, not {call.op}; use epsilon")
+    if out[0] is None:
+        return _nothing(call)
     x, slope, offset = call.given(0), call.given(1), call.given(2)
     signal, shift = e.op("Abs", x * slope), e.op("Abs", offset)
     total = signal + shift + 1e-12
     relevance = expand_like(e, out[0].whole(e), call.output)
     e.book(call, "bias", lambda: relevance * (shift / total))
     e.book(call, "stabilizer", lambda: relevance * (1e-12 / total))
-    return [Relevance(relevance * (signal / total)), None, None]
+    return [Relevance(relevance * (signal / total)), *_nothing(call)[1:]]
 
 
 def softmax(e: Emitter, call: Call, out: Out) -> Out:
-    """R_i = x_i (R_i - y_i sum R): the Taylor rule of a softmax inside the model (Achtibat et al. 2024, prop. 3.1)."""
+    """R_i = x_i (R_i - y_i sum R): the Taylor rule of a softmax inside the model (Achtibat et al. 2024, prop. 3.1).
+
+    For LogSoftmax the same expansion of y_j = x_j - log sum exp x: R_i = x_i (c_i - p_i sum c) with c = R / stab(y).
+    """
+    if call.op not in ("Softmax", "LogSoftmax"):
+        raise RuleError(f"node '{call.site}': softmax is for Softmax and LogSoftmax, not {call.op}; use pass")
     if out[0] is None:
-        return [None]
+        return _nothing(call)
     x, y = call.given(0), call.output
-    relevance = expand_like(e, out[0].whole(e), y)
-    axis = int(call.attrs.get("axis", -1)) % y.rank
-    centred = relevance - y * e.op("ReduceSum", relevance, ints(e, [axis]), keepdims=1)
+    axis = ints(e, [int(call.attrs.get("axis", -1)) % y.rank])
+    whole = expand_like(e, out[0].whole(e), y)
     # A mask of minus infinity takes part with weight zero.
     finite = e.op("Where", e.op("IsInf", x), e.const(0, x.dtype), x)
-    result = finite * centred
-    e.book(call, "bias", lambda: relevance - result)
-    return [Relevance(result)]
-
-
-def winner_takes_all(e: Emitter, call: Call, out: Out) -> Out:
-    """The winner of a maximum takes all of the relevance; of equal ones the first (Bach et al. 2015, eq. 61)."""
-    return route(e, call, out)
-
-
-def uniform(e: Emitter, call: Call, out: Out) -> Out:
-    """Every live input of the same shape gets an equal part."""
-    if out[0] is None:
-        return [None] * len(call.inputs)
-    active = call.active
-    whole = expand_like(e, out[0].whole(e), call.output) * (1 / len(active))
-    return [Relevance(reduce_like(e, whole, call.given(i)) if not same_shape(whole, call.given(i)) else whole) if i in active else None for i in range(len(call.inputs))]
+    if call.op == "Softmax":
+        p, c = y, whole
+        offset = 1.0 - finite
+    else:
+        stable = stabilized(e, y, 1e-6)
+        p, c = e.op("Exp", y), whole / stable
+        offset = y - finite
+        e.book(call, "stabilizer", lambda: c * (stable - y))
+    e.book(call, "bias", lambda: c * (offset + e.op("ReduceSum", p * finite, axis, keepdims=1)))
+    return [Relevance(finite * (c - p * e.op("ReduceSum", c, axis, keepdims=1)))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnx_lrp.backward import Relevance
 from onnx_lrp.canonical import View
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
-from onnx_lrp.facts import Facts
+from onnx_lrp.facts import Dim, Facts
 
 Target = Literal["input", "argmax"] | int | Sequence[int]
 Start = Literal["logit", "one", "softmax", "contrast", "input"]
@@ -49,16 +50,17 @@ def find_explained(view: View, output: str | None) -> tuple[Value, str]:
 
     The head is found by data flow: through operators that only rearrange elements, whatever the nodes are called.
     """
-    if output is not None:
-        return view.value(output), ""
-    value = view.value(view.outputs[0])
+    name = view.outputs[0] if output is None else output
+    value = view.value(name)
     if value.dtype.kind != "f":
-        raise InputError(f"the first output '{view.outputs[0]}' is {value.dtype}, which has no relevance; name a float tensor with output=")
+        which = "the first output" if output is None else "output"
+        raise InputError(f"{which} '{name}' is {value.dtype}, which has no relevance; name a float tensor with output=")
+    if output is not None:
+        return value, ""
     makers: dict[Value, Call] = view.producers()
-    maker, place = makers.get(value), value
-    while maker is not None and maker.op in _SAME_ELEMENTS and maker.output is place and maker.given(0).dtype.kind == "f":
-        place = maker.given(0)
-        maker = makers.get(place)
+    maker = makers.get(value)
+    while maker is not None and maker.op in _SAME_ELEMENTS and maker.given(0).dtype.kind == "f":
+        maker = makers.get(maker.given(0))
     if maker is not None and maker.op in _HEADS and not maker.domain:
         return maker.given(0), maker.op
     return value, ""
@@ -83,7 +85,7 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start, head: str =
     """
     with e.scope("target", doc="choice of the explained class"):
         axes = class_axes(explained)
-        wanted = _wanted(e, target, len(axes))
+        wanted = _wanted(e, target, [explained.shape[axis] for axis in axes] or [1])
         if len(axes) > 1:
             hot, used = _pick_position(e, explained, axes, wanted)
         else:
@@ -95,20 +97,31 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start, head: str =
     return Seed(explained, relevance, used, score, head)
 
 
-def _wanted(e: Emitter, target: Target, count: int) -> Value | None:
-    """The wanted class as int64 (n, max(count, 1)); None for the arg max."""
-    width = max(count, 1)
-    if target == "argmax":
+def _wanted(e: Emitter, target: Target, lengths: Sequence[Dim]) -> Value | None:
+    """The wanted class as int64 (n, number of class axes); None for the arg max."""
+    width = len(lengths)
+    if isinstance(target, str) and target == "argmax":
         return None
-    if target == "input":
+    if isinstance(target, str) and target == "input":
         shape = ("target_batch",) if width == 1 else ("target_batch", width)
         default = np.full((1,) if width == 1 else (1, width), -1, _INT)
         value = e.parameter("target", default, Facts(np.dtype(_INT), shape))
         return e.op("Unsqueeze", value, ints(e, [1])) if width == 1 else value
-    indices = [target] if isinstance(target, int) else list(target)
-    if isinstance(target, str) or not all(isinstance(i, int) for i in indices) or len(indices) not in (1, width):
-        raise InputError(f"target is 'input', 'argmax', an int, or {width} ints for this output, not {target!r}")
-    return e.const(np.array([[-1] * (width - len(indices)) + indices], _INT), name="class")
+    given = [target] if isinstance(target, Integral) else target
+    if (
+        not isinstance(given, list | tuple | np.ndarray)
+        or not all(isinstance(i, Integral) and not isinstance(i, bool) for i in given)
+        or len(given) not in (1, width)
+    ):
+        several = "an int" if width == 1 else f"an int, or {width} ints for this output"
+        raise InputError(f"target is 'input', 'argmax' or {several}, not {target!r}")
+    indices = [-1] * (width - len(given)) + [int(i) for i in given]
+    for index, length in zip(indices, lengths, strict=True):
+        if index < -1 or (isinstance(length, int) and index >= length):
+            raise InputError(
+                f"class {index} is out of range: the output has {length} classes, 0 to {length} - 1 (-1: arg max)"
+            )
+    return e.const(np.array([indices], _INT), name="class")
 
 
 def _to_float(e: Emitter, condition: Value, like: Value) -> Value:
@@ -120,7 +133,8 @@ def _pick_class(e: Emitter, z: Value, axes: list[int], wanted: Value | None) -> 
     if z.rank < 2:
         rows = e.op("Reshape", z, ints(e, [-1, 1]))
     else:
-        rows = z if z.rank == 2 else e.op("Reshape", z, ints(e, [0, -1]), shape=(z.shape[0], z.shape[axes[0]] if axes else 1))
+        shape = (z.shape[0], z.shape[axes[0]] if axes else 1)
+        rows = z if z.rank == 2 else e.op("Reshape", z, ints(e, [0, -1]), shape=shape)
     best = e.op("ArgMax", rows, axis=1, keepdims=1)
     index = best if wanted is None else e.op("Where", e.op("Less", wanted, e.const(0, _INT)), best, wanted)
     hot = _to_float(e, e.op("Equal", index, arange_like(e, rows, 1)), z)
@@ -144,13 +158,17 @@ def _pick_position(e: Emitter, z: Value, axes: list[int], wanted: Value | None) 
     best = e.op("ArgMax", rows, axis=1, keepdims=1)
     hot = reshape_like(e, _to_float(e, e.op("Equal", best, arange_like(e, rows, 1)), z), z)
     if allowed is not None:
-        hot = hot * _to_float(e, allowed, z)  # an index out of range matches nothing: no relevance rather than a wrong one
+        # An index out of range matches nothing: no relevance rather than a wrong one.
+        hot = hot * _to_float(e, allowed, z)
     rest, parts = best, []
     for axis in reversed(axes):
         length = dim_of(e, z, axis)
         parts.append(e.op("Mod", rest, length))
         rest = e.op("Div", rest, length)
-    return hot, e.op("Concat", *parts[::-1], axis=1, label="target_used")
+    used = e.op("Concat", *parts[::-1], axis=1, label="target_used")
+    if wanted is not None:
+        used = e.op("Where", e.op("Less", wanted, e.const(0, _INT)), used, wanted, label="target_used")
+    return hot, used
 
 
 def _begin(e: Emitter, z: Value, axes: list[int], hot: Value, start: Start) -> Relevance:
@@ -169,7 +187,8 @@ def _begin(e: Emitter, z: Value, axes: list[int], hot: Value, start: Start) -> R
             raise InputError("start='contrast' needs an output with one class axis; use start='logit'")
         count = z.shape[axes[0]]
         others = e.const(count - 1, z.dtype) if isinstance(count, int) else _to_float(e, dim_of(e, z, axes[0]) - 1, z)
-        return Relevance(hot - (1.0 - hot) / others, z)
+        chosen = e.op("ReduceSum", hot, ints(e, [axes[0]]), keepdims=1)  # 0 where the target is out of range
+        return Relevance(hot - (chosen - hot) / others, z)
     if start == "input":
         return Relevance(e.parameter("start", None, Facts(z.dtype, z.shape)))
     raise InputError(f"start is one of {', '.join(STARTS)}, not '{start}'")

@@ -244,8 +244,12 @@ def _sample(session: Session, inputs: Array | Mapping[str, Array] | None) -> dic
     for name, array in given.items():
         if name not in session.inputs and name not in session.optional:
             raise InputError(f"the model has no input '{name}'; inputs are {', '.join(session.inputs)}")
-        data = np.asarray(array, session.dtype(name))
-        feeds[name] = data[:1] if data.ndim else data
+        info = session.inputs.get(name) or session.optional[name]
+        rows = next(iter(info.shape), 0)
+        data = session.checked(name, array, rows if isinstance(rows, int) else None)
+        # One sample, or as many as a fixed first axis wants: the last one is repeated.
+        wanted = np.arange(rows if isinstance(rows, int) else 1)
+        feeds[name] = np.take(data, np.minimum(wanted, len(data) - 1), 0) if data.ndim else data
     missing = [n for n in session.inputs if n not in feeds]
     if missing:
         raise InputError(f"input '{missing[0]}' is missing; the model needs {', '.join(session.inputs)}")

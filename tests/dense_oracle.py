@@ -1,7 +1,7 @@
-"""Relevance rules on the dense matrix of a layer: slower and less complicated than the library, and sharing nothing with it.
+"""Relevance rules on the dense matrix of a layer: slower and less complicated than the library, and sharing nothing.
 
-Every formula is written out for z = W x + b of one sample, as in the table of definitions. Stabilizer: z + epsilon sign(z)
-with sign(0) = +1; for epsilon = 0 a sum that is exactly zero is divided by one.
+Every formula is written out for z = W x + b of one sample, as in the table of definitions. The stabilizer is
+z + epsilon sign(z) with sign(0) = +1; for epsilon = 0 a sum that is exactly zero is divided by one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def neg(a: Array) -> Array:
     return np.minimum(a, 0)
 
 
-def _branch(terms: Sequence[tuple[Array, Array]], numerators: Sequence[Array], bias: Array, r: Array, epsilon: float) -> Shares:
+def _branch(
+    terms: Sequence[tuple[Array, Array]], numerators: Sequence[Array], bias: Array, r: Array, epsilon: float
+) -> Shares:
     """Share r in the proportions of sum_k W_k x_k + bias; the numerator may be another one than x_k."""
     z = sum(w @ x for w, x in terms) + bias
     added = stabilizer(z, epsilon)
@@ -99,7 +101,9 @@ def zplus(w: Array, b: Array, x: Array, r: Array, epsilon: float = 1e-6) -> Shar
     return _branch([(pos(w), pos(x)), (neg(w), neg(x))], [pos(x), neg(x)], pos(b), r, epsilon)
 
 
-def alpha_beta(w: Array, b: Array, x: Array, r: Array, alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> Shares:
+def alpha_beta(
+    w: Array, b: Array, x: Array, r: Array, alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6
+) -> Shares:
     """Alpha times the positive contributions less beta times the negative ones."""
     up = _branch([(pos(w), pos(x)), (neg(w), neg(x))], [pos(x), neg(x)], pos(b), r, epsilon)
     down = _branch([(neg(w), pos(x)), (pos(w), neg(x))], [pos(x), neg(x)], neg(b), r, epsilon)
@@ -128,7 +132,9 @@ def flat(w: Array, b: Array, x: Array, r: Array, epsilon: float = 1e-6) -> Share
     return _branch([((w != 0).astype(float), one)], [one], 0 * b, r, epsilon)
 
 
-def zbox(w: Array, b: Array, x: Array, r: Array, low: Array | float = -1.0, high: Array | float = 1.0, epsilon: float = 1e-6) -> Shares:
+def zbox(
+    w: Array, b: Array, x: Array, r: Array, low: Array | float = -1.0, high: Array | float = 1.0, epsilon: float = 1e-6
+) -> Shares:
     """Share by the distance to the corner of the box that a unit likes least."""
     low, high = np.broadcast_to(low, x.shape), np.broadcast_to(high, x.shape)
     return _branch([(w, x), (pos(w), -low), (neg(w), -high)], [x, -low, -high], 0 * b, r, epsilon)

@@ -15,8 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_lrp.composite import Assignment, Composite
 from onnx_lrp.methods import LRP
+from onnx_lrp.rewrite import Explained, rewrite_with_accounts
 from tests.support import run_double
 
+Arrays = dict[str, np.ndarray]
 OPSET, IR = 18, 10
 BATCH = 3
 
@@ -26,6 +28,7 @@ class Net:
     """A graph under construction: every method returns the name of the tensor it makes."""
 
     opset: int = OPSET
+    sign: int = 0
     seed: int = 0
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
@@ -47,8 +50,9 @@ class Net:
         return name
 
     def weight(self, *shape: int) -> str:
-        """Add an initializer of quarters of either sign, none of them zero."""
-        return self.const(quarters(self.rng, shape, zeros=False))
+        """Add an initializer of quarters of either sign (or of one, if the net has a sign), none of them zero."""
+        numbers = quarters(self.rng, shape, zeros=False)
+        return self.const(np.abs(numbers) * self.sign if self.sign else numbers)
 
     def __call__(self, op: str, *inputs: str, name: str = "", outputs: int = 1, out: str = "", **attrs: Any) -> Any:
         """Add a node."""
@@ -84,7 +88,7 @@ class Layer:
         shapes: shapes of its live inputs, without the batch axis.
         build: adds its nodes, given the net, the names of its inputs and the name of its node; returns its output.
         batch_axis: where the batch stands in its input.
-        mean: True where weights are fractions of the number of summands: there wsquare and flat differ by a part of epsilon.
+        mean: True where all weights are one over the number of summands: wsquare and flat differ by a part of epsilon.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -162,7 +166,10 @@ LAYERS: dict[str, Layer] = {
     "conv_2d_groups": Layer(((4, 5, 4),), _conv(6, 2, 3, 3, bias=6, group=2, strides=[2, 1], pads=[1, 1, 0, 1])),
     "conv_2d_depthwise": Layer(((3, 4, 4),), _conv(3, 1, 2, 2, bias=None, group=3, dilations=[2, 1])),
     "conv_3d": Layer(((2, 3, 3, 4),), _conv(2, 2, 2, 2, 2, bias=2, strides=[1, 1, 2], pads=[0, 1, 0, 0, 1, 0])),
-    "conv_transpose": Layer(((2, 3, 3),), _conv(2, 3, 3, 3, bias=3, op="ConvTranspose", strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1])),
+    "conv_transpose": Layer(
+        ((2, 3, 3),),
+        _conv(2, 3, 3, 3, bias=3, op="ConvTranspose", strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
+    ),
     "conv_transpose_groups": Layer(((4, 4),), _conv(4, 2, 3, bias=None, op="ConvTranspose", group=2, strides=[2])),
     "batchnorm": Layer(((4,),), _batchnorm(4)),
     "batchnorm_2d": Layer(((3, 2, 2),), _batchnorm(3)),
@@ -178,17 +185,19 @@ LAYERS: dict[str, Layer] = {
     "neg": Layer(((4,),), _plain("Neg")),
     "mean_two": Layer(((4,), (4,)), _plain("Mean"), mean=True),
     "average_pool": Layer(((2, 4, 4),), _plain("AveragePool", kernel_shape=[2, 2], strides=[2, 2]), mean=True),
-    "average_pool_padded": Layer(((2, 5, 4),), _plain("AveragePool", kernel_shape=[3, 2], strides=[2, 1], pads=[1, 1, 1, 0]), mean=True),
+    "average_pool_padded": Layer(
+        ((2, 5, 4),), _plain("AveragePool", kernel_shape=[2, 2], strides=[2, 1], pads=[1, 1, 0, 0]), mean=True
+    ),
     "global_average": Layer(((2, 4, 2),), _plain("GlobalAveragePool"), mean=True),
     "reduce_mean": Layer(((4, 2),), _plain("ReduceMean", [1], keepdims=0), mean=True),
     "reduce_sum": Layer(((4, 2),), _plain("ReduceSum", [-1], keepdims=1), mean=True),
 }
 
 
-def run_layer(name: str, inputs: list[np.ndarray]) -> np.ndarray:
+def run_layer(name: str, inputs: list[np.ndarray], sign: int = 0) -> np.ndarray:
     """Run one layer alone in float64 by onnx's reference implementation; the batch comes first."""
     layer = LAYERS[name]
-    net = Net(seed=sorted(LAYERS).index(name))
+    net = Net(sign=sign, seed=sorted(LAYERS).index(name))
     names = []
     for i, x in enumerate(inputs):
         shape: list[int | str] = list(x.shape[1:])
@@ -208,3 +217,35 @@ def book(*entries: tuple[dict[str, Any], str, dict[str, Any]]) -> LRP:
         ({"kind": ["linear", "bilinear"]}, "epsilon", {"epsilon": 0.25}),
     ]
     return LRP(Composite("test", "test", tuple(Assignment(*entry) for entry in (*entries, *rest))))
+
+
+# ---- one node under a rule ---------------------------------------------------------------------------------------
+
+
+def explain(net: Net, z: str, rule: str, feeds: Arrays, layers: tuple[str, ...] = (), **parameters: Any) -> Arrays:
+    """Explain z with the rule at node "layer", relevance of z given by the feed "r"; return all outputs in float64."""
+    result = rewritten(net.model(z), rule, layers, **parameters)
+    found = run_double(result.model, {"start" if k == "r" else k: v for k, v in feeds.items()})
+    live = [n for n in result.relevance if n in feeds]
+    total = sum(found[f"relevance/{n}"].astype(float).sum() for n in live) + found["absorbed"].sum()
+    np.testing.assert_allclose(total, found["score"].sum(), rtol=1e-9, atol=1e-9)
+    return found
+
+
+def rewritten(model: onnx.ModelProto, rule: str, layers: tuple[str, ...] = (), **parameters: Any) -> Explained:
+    """Return the explained model."""
+    method = book(({"name": "layer"}, rule, parameters))
+    output = model.graph.output[0].name  # named, so that a softmax at the end is not stepped over
+    return rewrite_with_accounts(model, method, output=output, layers=layers, start="input", accounts="total")
+
+
+def accounts(net: Net, z: str, rule: str, feeds: Arrays, **parameters: Any) -> dict[str, float]:
+    """Return what the node "layer" booked, summed over the batch."""
+    method = book(({"name": "layer"}, rule, parameters))
+    result = rewrite_with_accounts(net.model(z), method, start="input", accounts="node")
+    found = run_double(result.model, {"start" if k == "r" else k: v for k, v in feeds.items()})
+    booked: dict[str, float] = {}
+    for entry in result.ledger:
+        if entry.node == "layer":
+            booked[entry.account] = booked.get(entry.account, 0.0) + float(found[entry.output].sum())
+    return booked

@@ -1,6 +1,5 @@
 """Files to model inputs: geometry, numbers, inference from the model's shape, and errors of one line."""
 
-import json
 import sys
 from dataclasses import replace
 
@@ -11,11 +10,9 @@ from onnx_lrp.errors import InputError
 from onnx_lrp.preprocess import (
     PRESETS,
     Preprocess,
-    find_inputs,
     from_options,
     load_image,
     picture,
-    read_inputs,
     to_array,
 )
 
@@ -200,53 +197,3 @@ def test_without_pillow_the_extra_is_named(monkeypatch, photo):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(InputError, match=r"pip install onnx-lrp\[image\]"):
         load_image(photo)
-
-
-def test_all_kinds_of_inputs(tmp_path, photo):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for name in ("b.png", "a.JPG", "._a.jpg"):
-        write_image(folder / name, np.zeros((8, 8, 3)), format="PNG")
-    (folder / "notes.txt").write_text("no image")
-    np.save(tmp_path / "x.npy", np.arange(6.0).reshape(2, 3))
-    np.savez(tmp_path / "x.npz", image=np.zeros((1, 3)), tokens=np.ones((1, 4), np.int64))
-    (tmp_path / "flat.json").write_text("[3, 1, 2]")
-    (tmp_path / "named.json").write_text(json.dumps({"tokens": [[1, 2], [3, 4]], "image": [0.5, 1]}))
-    sources = [photo, folder, *(str(tmp_path / name) for name in ("x.npy", "x.npz", "flat.json", "named.json"))]
-    items = read_inputs(sources, Preprocess(size=8))
-    names = [item.name.rsplit("/", 1)[-1] for item in items]
-    assert names == ["photo.png", "a.JPG", "b.png", "x.npy", "x.npz", "flat.json", "named.json"]
-    assert items[0].arrays.shape == (1, 3, 8, 8)
-    assert items[0].picture.shape == (8, 8, 3)
-    assert items[3].arrays.shape == (2, 3)
-    assert items[3].picture is None
-    assert set(items[4].arrays) == {"image", "tokens"}
-    assert items[5].arrays.tolist() == [[3, 1, 2]]
-    assert items[5].arrays.dtype == np.int64
-    assert items[6].arrays["tokens"].shape == (2, 2)
-    assert items[6].arrays["image"].dtype == np.float32
-    assert read_inputs(str(tmp_path / "x.npy"))[0].name == str(tmp_path / "x.npy")
-
-
-def test_inputs_that_cannot_be_used_are_named(tmp_path, photo):
-    (tmp_path / "empty").mkdir()
-    content = {
-        "notes.txt": "hello",
-        "broken.npy": "hello",
-        "broken.npz": "hello",
-        "broken.json": "{",
-        "ragged.json": "[[1], [1, 2]]",
-        "words.json": '["a", "b"]',
-    }
-    for name, text in content.items():
-        (tmp_path / name).write_text(text)
-    np.save(tmp_path / "objects.npy", np.array([{}, 1], object))
-    for name in ("missing.png", "empty", "objects.npy", *content):
-        with pytest.raises(InputError) as caught:
-            read_inputs([tmp_path / name], Preprocess())
-        assert str(caught.value).startswith(str(tmp_path / name))
-        assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="takes no image"):
-        read_inputs([photo])
-    with pytest.raises(InputError, match="missing"):
-        find_inputs([photo, tmp_path / "missing.png"])

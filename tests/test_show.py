@@ -104,6 +104,11 @@ def test_nan_is_refused(bad):
         show.normalize(np.ones(3), percentile=120)
 
 
+def test_white_pictures_stay_white_under_an_overlay():
+    white = np.full((16, 16, 3), 255, np.uint8)
+    assert pixels(show.overlay(white, np.zeros((16, 16)))).min() == 255
+
+
 def test_render_repeats_whole_pixels_and_interpolates_the_rest():
     relevance = np.array([[1.0, -1.0], [0.0, 0.5]])
     small = pixels(show.render(relevance, percentile=None))

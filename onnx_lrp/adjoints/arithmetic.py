@@ -26,14 +26,17 @@ def _neg(e: Emitter, call: Call, d: Value) -> Value:
 
 @linear("Mean", elementwise=True, broadcasts=True)
 def _mean(e: Emitter, call: Call, d: Value) -> Sequence[Value]:
-    return [d * (1 / len(call.inputs))] * len(call.inputs)
+    return [d / len(call.inputs)] * len(call.inputs)
 
 
-bilinear("Mul", lambda e, call, d: d * call.given(1), lambda e, call, d: d * call.given(0), broadcasts=True, elementwise=True)
+bilinear(
+    "Mul", lambda e, call, d: d * call.given(1), lambda e, call, d: d * call.given(0), broadcasts=True, elementwise=True
+)
 
 
 def _affine(e: Emitter, call: Call) -> Value:
-    return call.given(0) * call.given(1) + call.given(2)
+    product, offset = call.given(0) * call.given(1), call.input(2)
+    return product if offset is None else product + offset
 
 
 # Inference-time BatchNormalization as the diagonal layer x * slope + offset (canonical.py works both out).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,13 +49,18 @@ def _concat(e: Emitter, call: Call, d: Value) -> Sequence[Value]:
     if len(parts) == 1:
         return [d]
     sizes = concat_ints(e, [dim_of(e, v, axis) for v in parts])
-    return e.ops("Split", d, sizes, outputs=len(parts), axis=axis)
+    pieces = e.ops("Split", d, sizes, outputs=len(parts), axis=axis)
+    for piece, part in zip(pieces, parts, strict=True):  # inference knows the shapes only while sizes are folded
+        piece.facts = replace(piece.facts, shape=part.shape)
+    return pieces
 
 
 @linear("Split", moves=True)
 def _split(e: Emitter, call: Call, d: Value | Cotangents) -> Value:
     cotangents = [d] if isinstance(d, Value) else d
-    parts = [zeros_like(e, o) if c is None and o is not None else c for c, o in zip(cotangents, call.outputs, strict=True)]
+    parts = [
+        zeros_like(e, o) if c is None and o is not None else c for c, o in zip(cotangents, call.outputs, strict=True)
+    ]
     given = [p for p in parts if p is not None]
     if len(given) != len(parts):
         raise ModelError(f"node '{call.site}' (Split) leaves an output without a name; name all outputs of a Split")
@@ -99,15 +105,18 @@ def _slice_by_pad(e: Emitter, call: Call, d: Value, axes: Sequence[int]) -> Valu
 
 
 @linear("Pad", moves=True)
-def _pad(e: Emitter, call: Call, d: Value) -> Value:
+def _pad(e: Emitter, call: Call, d: Value) -> Value | Sequence[Value | None]:
     x, pads = call.given(0), call.given(1)
     known, mode = e.ints(pads), call.attrs.get("mode", "constant")
     axes = list(range(x.rank)) if call.input(3) is None else e.ints(call.input(3))
     if mode == "constant":
-        if axes is not None and known is not None and min(known) >= 0:
-            return crop_like(e, d, x, [a % x.rank for a in axes], known[: len(axes)])
-        # A negative pad crops: what was added is cut away, what was cut away gets zeros.
-        return e.op("Pad", d, -pads, None, call.input(3), shape=x.shape)
+        if axes is not None and known is not None and min(known, default=0) >= 0:
+            back = crop_like(e, d, x, [a % x.rank for a in axes], known[: len(axes)])
+        else:  # a negative pad crops: what was added is cut away, what was cut away gets zeros
+            back = e.op("Pad", d, -pads, None, call.input(3), shape=x.shape)
+        if call.input(2) is None or not call.given(2).facts.active:
+            return back
+        return [back, None, e.op("ReduceSum", d, keepdims=0) - e.op("ReduceSum", back, keepdims=0)]
     if axes is None:
         return scatter_flat(e, d, e.op("Pad", places_of(e, x), pads, None, call.input(3), mode=mode), x)
     for k, axis in enumerate(axes):
@@ -148,7 +157,9 @@ def _tile(e: Emitter, call: Call, d: Value) -> Value:
     known = e.ints(repeats)
     parts: list[Value | Sequence[int]] = []
     for axis in range(x.rank):
-        parts.append([known[axis]] if known is not None else e.op("Slice", repeats, ints(e, [axis]), ints(e, [axis + 1])))
+        parts.append(
+            [known[axis]] if known is not None else e.op("Slice", repeats, ints(e, [axis]), ints(e, [axis + 1]))
+        )
         parts.append(dim_of(e, x, axis))
     split = e.op("Reshape", d, concat_ints(e, parts))
     return e.op("ReduceSum", split, ints(e, range(0, 2 * x.rank, 2)), keepdims=0, shape=x.shape)

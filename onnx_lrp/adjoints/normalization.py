@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnx_lrp.adjoints.registry import nonlinear
-from onnx_lrp.adjoints.shapes import ints, reshape_like
+from onnx_lrp.adjoints.shapes import ints, number, reshape_like
 from onnx_lrp.emit import Call, Emitter, Value
 
 
@@ -37,14 +37,14 @@ def lrn_scale(e: Emitter, call: Call) -> Value:
     x, size = call.given(0), int(call.attrs["size"])
     before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
     squares = _channel_sum(e, x * x, before, after)
-    return squares * (float(call.attrs.get("alpha", 1e-4)) / size) + float(call.attrs.get("bias", 1.0))
+    return squares * (number(call, "alpha", 1e-4) / size) + number(call, "bias", 1.0)
 
 
 @nonlinear("LRN")
 def _lrn(e: Emitter, call: Call, d: Value) -> Value:
     """Y = x s^-b with s = k + a/n Σ x²: dx = d s^-b − 2ab/n x Σᵀ(d x s^(-b-1)), Σᵀ summing over the mirrored window."""
     x, size = call.given(0), int(call.attrs["size"])
-    alpha, beta = float(call.attrs.get("alpha", 1e-4)), float(call.attrs.get("beta", 0.75))
+    alpha, beta = number(call, "alpha", 1e-4), number(call, "beta", 0.75)
     before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
     scale = lrn_scale(e, call)
     power = e.op("Pow", scale, -beta)

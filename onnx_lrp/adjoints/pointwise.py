@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import onnx
-
 from onnx_lrp.adjoints.registry import linear, pointwise
+from onnx_lrp.adjoints.shapes import cast_like, number
 from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import ModelError
 
 
 def _where(e: Emitter, condition: Value, yes: Value | float, no: Value | float, like: Value) -> Value:
@@ -17,22 +17,36 @@ def _where(e: Emitter, condition: Value, yes: Value | float, no: Value | float, 
 
 
 def _above(e: Emitter, x: Value, bound: float | Value = 0.0) -> Value:
-    return e.op("Greater", x, bound if isinstance(bound, Value) else e.const(bound, x.dtype))
+    return e.op("Greater", x, bound)
 
 
 def _step(e: Emitter, x: Value, bound: float | Value = 0.0) -> Value:
     """1 where x > bound, else 0."""
-    return e.op("Cast", _above(e, x, bound), to=int(onnx.helper.np_dtype_to_tensor_dtype(x.dtype)))
+    return cast_like(e, _above(e, x, bound), x)
 
 
-def _between(e: Emitter, x: Value, low: Value | float | None, high: Value | float | None) -> Value | float:
-    """1 inside the bounds, else 0; on a bound itself 1, as torch.clamp has it."""
+def _inside(e: Emitter, call: Call, x: Value, y: Value) -> Value | float:
+    """1 inside the bounds of a Clip, else 0; on a bound itself 1, as torch.clamp has it."""
+    low, high = call.input(1), call.input(2)
     inside: Value | float = 1.0
     if low is not None:
-        inside = 1.0 - _step(e, -x, -low)
+        inside = 1.0 - cast_like(e, e.op("Less", x, low), x)
     if high is not None:
         inside = (1.0 - _step(e, x, high)) * inside
     return inside
+
+
+def _at_low(e: Emitter, call: Call, x: Value, y: Value) -> Value:
+    """1 where a Clip gives its lower bound, else 0; bounds that cross give the upper one."""
+    low, high = call.given(1), call.input(2)
+    below = cast_like(e, e.op("Less", x, low), x)
+    return below if high is None else below * (1.0 - _step(e, low, high))
+
+
+def _at_high(e: Emitter, call: Call, x: Value, y: Value) -> Value:
+    """1 where a Clip gives its upper bound, else 0."""
+    low = call.input(1)
+    return _step(e, x if low is None else e.op("Max", x, low), call.given(2))
 
 
 def _normal_density(x: Value, e: Emitter) -> Value:
@@ -53,28 +67,28 @@ def _gelu(e: Emitter, call: Call, x: Value, y: Value) -> Value:
 
 
 def _elu(e: Emitter, call: Call, x: Value, y: Value) -> Value:
-    alpha = float(call.attrs.get("alpha", 1.0))
+    alpha = number(call, "alpha", 1.0)
     return _where(e, _above(e, x), 1.0, e.op("Exp", e.op("Min", x, 0.0)) * alpha, x)
 
 
 def _selu(e: Emitter, call: Call, x: Value, y: Value) -> Value:
-    alpha, gamma = float(call.attrs.get("alpha", 1.6732632)), float(call.attrs.get("gamma", 1.050701))
+    alpha, gamma = number(call, "alpha", 1.67326319217681884765625), number(call, "gamma", 1.05070102214813232421875)
     return _where(e, _above(e, x), gamma, e.op("Exp", e.op("Min", x, 0.0)) * (alpha * gamma), x)
 
 
 def _celu(e: Emitter, call: Call, x: Value, y: Value) -> Value:
-    alpha = float(call.attrs.get("alpha", 1.0))
+    alpha = number(call, "alpha", 1.0)
     return _where(e, _above(e, x), 1.0, e.op("Exp", e.op("Min", x, 0.0) * (1 / alpha)), x)
 
 
 def _hard_sigmoid(e: Emitter, call: Call, x: Value, y: Value) -> Value:
-    alpha = float(call.attrs.get("alpha", 0.2))
+    alpha = number(call, "alpha", 0.2)
     return _step(e, y) * _step(e, 1.0 - y) * alpha
 
 
 def _hard_swish(e: Emitter, call: Call, x: Value, y: Value) -> Value:
     """X * clip(x/6 + 1/2, 0, 1): x/3 + 1/2 inside (-3, 3), 0 below, 1 above."""
-    return _where(e, _above(e, x, 3.0), 1.0, _step(e, x, -3.0) * (x * (1 / 3) + 0.5), x)
+    return _where(e, e.op("Less", x, 3.0), _step(e, x, -3.0) * (x * (1 / 3) + 0.5), 1.0, x)
 
 
 def _mish(e: Emitter, call: Call, x: Value, y: Value) -> Value:
@@ -83,8 +97,8 @@ def _mish(e: Emitter, call: Call, x: Value, y: Value) -> Value:
 
 
 def _swish(e: Emitter, call: Call, x: Value, y: Value) -> Value:
-    s = e.op("Sigmoid", x * float(call.attrs.get("alpha", 1.0)))
-    return s + y * (1.0 - s) * float(call.attrs.get("alpha", 1.0))
+    s = e.op("Sigmoid", x * number(call, "alpha", 1.0))
+    return s + y * (1.0 - s) * number(call, "alpha", 1.0)
 
 
 def _softsign(e: Emitter, call: Call, x: Value, y: Value) -> Value:
@@ -93,9 +107,9 @@ def _softsign(e: Emitter, call: Call, x: Value, y: Value) -> Value:
 
 
 pointwise("Relu", lambda e, call, x, y: _step(e, y))
-pointwise("LeakyRelu", lambda e, call, x, y: _where(e, _above(e, x), 1.0, float(call.attrs.get("alpha", 0.01)), x))
-pointwise("ThresholdedRelu", lambda e, call, x, y: _step(e, x, float(call.attrs.get("alpha", 1.0))))
-pointwise("Clip", lambda e, call, x, y: _between(e, x, call.input(1), call.input(2)))
+pointwise("LeakyRelu", lambda e, call, x, y: _where(e, _above(e, x), 1.0, number(call, "alpha", 0.01), x))
+pointwise("ThresholdedRelu", lambda e, call, x, y: _step(e, x, number(call, "alpha", 1.0)))
+pointwise("Clip", _inside, _at_low, _at_high)
 pointwise("Sigmoid", lambda e, call, x, y: y * (1.0 - y))
 pointwise("Tanh", lambda e, call, x, y: 1.0 - y * y)
 pointwise("Erf", lambda e, call, x, y: e.op("Exp", -(x * x)) * (2 / math.sqrt(math.pi)))
@@ -127,6 +141,12 @@ pointwise("Acosh", lambda e, call, x, y: 1.0 / e.op("Sqrt", x * x - 1.0))
 pointwise("Atanh", lambda e, call, x, y: 1.0 / (1.0 - x * x))
 
 
-@linear("Identity", "Dropout", moves=True, elementwise=True)
+@linear("Identity", moves=True, elementwise=True)
 def _identity(e: Emitter, call: Call, d: Value) -> Value:
-    return d if isinstance(d, Value) else d[0]
+    return d
+
+
+@linear("Dropout", moves=True)
+def _dropout(e: Emitter, call: Call, d: Value) -> Value:
+    """Canonical passes see through a Dropout that is off; any other multiplies by numbers drawn anew in each run."""
+    raise ModelError(f"node '{call.site}' (Dropout) is in training mode; export the model in evaluation mode")

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from onnx_lrp.adjoints.registry import linear, nonlinear
-from onnx_lrp.adjoints.shapes import concat_ints, crop_like, dim_of, ints, ones_like, reshape_like, shape_of
+from onnx_lrp.adjoints.shapes import (
+    cast_like,
+    concat_ints,
+    crop_like,
+    dim_of,
+    ints,
+    ones_like,
+    reshape_like,
+    scatter_flat,
+    shape_of,
+)
 from onnx_lrp.emit import Call, Emitter, Value
 
 
@@ -33,14 +43,14 @@ class Window:
         """True if there is any padding."""
         return any(self.begin) or any(self.end)
 
-    def attrs(self, pads: bool = True) -> dict[str, Any]:
-        """As attributes of a pooling operator."""
+    def attrs(self, place: bool = True) -> dict[str, Any]:
+        """As attributes of a pooling operator; without ``place`` only what a convolution has too, and no pads."""
         result: dict[str, Any] = {"kernel_shape": list(self.kernel), "strides": list(self.strides)}
         if any(d != 1 for d in self.dilations):
             result["dilations"] = list(self.dilations)
-        if pads and self.padded:
+        if place and self.padded:
             result["pads"] = [*self.begin, *self.end]
-        if self.ceil:
+        if place and self.ceil:
             result["ceil_mode"] = 1
         return result
 
@@ -52,9 +62,8 @@ def window(call: Call) -> Window:
     n = len(kernel)
     pads = tuple(attrs.get("pads") or (0,) * (2 * n))
     ones = (1,) * n
-    return Window(
-        kernel, tuple(attrs.get("strides") or ones), tuple(attrs.get("dilations") or ones), pads[:n], pads[n:], bool(attrs.get("ceil_mode", 0))
-    )
+    strides, dilations = tuple(attrs.get("strides") or ones), tuple(attrs.get("dilations") or ones)
+    return Window(kernel, strides, dilations, pads[:n], pads[n:], bool(attrs.get("ceil_mode", 0)))
 
 
 @nonlinear("MaxPool", moves=True)
@@ -70,53 +79,44 @@ def _max_pool(e: Emitter, call: Call, d: Value) -> Value:
     pooled, indices = e.ops("MaxPool", x, outputs=2, label="MaxPool_indices", **w.attrs())
     pooled.facts, indices.facts = call.output.facts, indices.facts
     if w.apart and not w.padded and not w.ceil and all(k == 1 for k in w.dilations) and len(w.kernel) <= 3:
-        return e.op("MaxUnpool", d, indices, shape_of(e, x), kernel_shape=list(w.kernel), strides=list(w.strides), shape=x.shape)
-    flat = ints(e, [-1])
-    total = e.op("ReduceProd", shape_of(e, x), keepdims=1)
-    blank = e.op("ConstantOfShape", total, value=np.array([0], d.dtype))
-    added = e.op("ScatterElements", blank, e.op("Reshape", indices, flat), e.op("Reshape", d, flat), axis=0, reduction="add")
-    return reshape_like(e, added, x)
+        return e.op("MaxUnpool", d, indices, shape_of(e, x), shape=x.shape, **w.attrs())
+    return scatter_flat(e, d, indices, x)
 
 
 def _max_pool_by_patches(e: Emitter, call: Call, d: Value, w: Window) -> Value:
     """The same without Indices, MaxUnpool or ScatterElements, for runtimes that lack them.
 
-    One-hot kernels copy every window into an axis of patches; the first patch that equals the maximum takes all, and
-    the transposed convolution adds it back. Padding must never win: it gets the lowest number.
+    One-hot kernels copy every window into an axis of patches; the first of the largest patches takes all, and the
+    transposed convolution adds it back. Padding must never win: it gets the lowest number.
     """
-    x = call.given(0)
-    count, n = int(np.prod(w.kernel)), len(w.kernel)
-    axes = list(range(2, 2 + n))
-    inside = x
-    grow = [0] * n
+    x, y = call.given(0), call.output
+    axes = list(range(2, x.rank))
+    grow = [0] * len(axes)
     if w.ceil:  # make the overhang of the last windows explicit
-        for i, (a, k) in enumerate(zip(axes, w.kernel, strict=True)):
-            have, windows = x.shape[a], call.output.shape[a]
-            reach = w.dilations[i] * (k - 1) + 1
+        for i, a in enumerate(axes):
+            have, windows = x.shape[a], y.shape[a]
             if isinstance(have, int) and isinstance(windows, int):
+                reach = w.dilations[i] * (w.kernel[i] - 1) + 1
                 grow[i] = max(0, (windows - 1) * w.strides[i] + reach - have - w.begin[i] - w.end[i])
             else:
                 grow[i] = w.strides[i] - 1
     begin, end = list(w.begin), [p + g for p, g in zip(w.end, grow, strict=True)]
+    inside = x
     if any(begin) or any(end):
         lowest = e.const(np.finfo(x.dtype).min, x.dtype)
         inside = e.op("Pad", x, ints(e, begin + end), lowest, ints(e, axes))
     # Channels join the batch, so that one small kernel serves all.
-    sizes = [dim_of(e, inside, a) for a in axes]
-    rows = e.op("Reshape", inside, concat_ints(e, [[-1, 1], *sizes]))
+    rows = e.op("Reshape", inside, concat_ints(e, [[-1, 1], *(dim_of(e, inside, a) for a in axes)]))
+    top = e.op("Reshape", d, concat_ints(e, [[-1, 1], *(dim_of(e, y, a) for a in axes)]))
+    count = int(np.prod(w.kernel))
     kernel = e.const(np.eye(count, dtype=x.dtype).reshape(count, 1, *w.kernel), name="patches")
-    attrs = {"kernel_shape": list(w.kernel), "strides": list(w.strides), "dilations": list(w.dilations)}
-    patches = e.op("Conv", rows, kernel, **attrs)
-    windows = [dim_of(e, call.output, a) for a in axes]
-    tops = e.op("Reshape", call.output, concat_ints(e, [[-1, 1], *windows]))
-    to = {np.dtype(np.float32): 1, np.dtype(np.float64): 11}[x.dtype]
-    patches = crop_like(e, patches, tops, axes, [0] * n)
-    hit = e.op("Cast", e.op("Equal", patches, tops), to=to)
-    first = e.op("Cast", e.op("Equal", e.op("CumSum", hit, e.const(1, np.int64)), e.const(1, x.dtype)), to=to) * hit
-    share = first * e.op("Reshape", d, concat_ints(e, [[-1, 1], *windows]))
+    attrs: dict[str, Any] = w.attrs(place=False)
+    patches = crop_like(e, e.op("Conv", rows, kernel, **attrs), top, axes, [0] * len(axes))
+    winner = e.op("ArgMax", patches, axis=1, keepdims=1)
+    number = e.const(np.arange(count).reshape(-1, *[1] * len(axes)), name="number")
+    share = cast_like(e, e.op("Equal", winner, number), d) * top
     spread = e.op("ConvTranspose", share, kernel, output_padding=[s - 1 for s in w.strides], **attrs)
-    back = _window_back(e, spread, x, axes, begin)
-    return reshape_like(e, back, x)
+    return reshape_like(e, _window_back(e, spread, x, axes, begin), x)
 
 
 def _window_back(e: Emitter, spread: Value, x: Value, axes: list[int], begin: list[int]) -> Value:
@@ -131,13 +131,13 @@ def _window_back(e: Emitter, spread: Value, x: Value, axes: list[int], begin: li
 
 @linear("AveragePool")
 def _average_pool(e: Emitter, call: Call, d: Value) -> Value:
-    """d / count, spread over each window by a transposed convolution with ones; channels join the batch."""
+    """Cotangent / count, spread over each window by a transposed convolution with ones; channels join the batch."""
     x, w = call.given(0), window(call)
     axes = list(range(2, 2 + len(w.kernel)))
     share = d / window_count(e, call)
     rows = e.op("Reshape", share, concat_ints(e, [[-1, 1], *(dim_of(e, d, a) for a in axes)]))
     ones = e.const(np.ones((1, 1, *w.kernel), x.dtype), name="ones")
-    attrs = {"kernel_shape": list(w.kernel), "strides": list(w.strides), "dilations": list(w.dilations)}
+    attrs: dict[str, Any] = w.attrs(place=False)
     spread = e.op("ConvTranspose", rows, ones, output_padding=[s - 1 for s in w.strides], **attrs)
     return reshape_like(e, _window_back(e, spread, x, axes, list(w.begin)), x)
 
@@ -161,5 +161,5 @@ def window_count(e: Emitter, call: Call) -> Value | float:
     grow = [w.strides[i] - 1 + w.dilations[i] * (k - 1) if w.ceil else 0 for i, k in enumerate(w.kernel)]
     padded = e.op("Pad", ones, ints(e, [*begin, *(p + g for p, g in zip(end, grow, strict=True))]), None, ints(e, axes))
     kernel = e.const(np.ones((1, 1, *w.kernel), x.dtype), name="ones")
-    count = e.op("Conv", padded, kernel, kernel_shape=list(w.kernel), strides=list(w.strides), dilations=list(w.dilations))
+    count = e.op("Conv", padded, kernel, **w.attrs(place=False))
     return crop_like(e, count, call.output, axes, [0] * len(axes))

@@ -45,13 +45,13 @@ def _reduce_mean(e: Emitter, call: Call, d: Value) -> Value:
     x, axes = call.given(0), reduced_axes(e, call)
     if axes is None:
         return keep_axes(e, call, d * (cast_like(e, size_of(e, d), x) / cast_like(e, size_of(e, x), x)))
-    return keep_axes(e, call, d * (1 / count_along(e, x, axes)))
+    return keep_axes(e, call, d / count_along(e, x, axes))
 
 
 @linear("GlobalAveragePool")
 def _global_average(e: Emitter, call: Call, d: Value) -> Value:
     x = call.given(0)
-    return d * (1 / count_along(e, x, list(range(2, x.rank))))
+    return d / count_along(e, x, list(range(2, x.rank)))
 
 
 @nonlinear("ReduceMax", "ReduceMin", moves=True)
@@ -59,8 +59,9 @@ def _reduce_extreme(e: Emitter, call: Call, d: Value) -> Value:
     """Where several elements tie, they share (as torch.amax does)."""
     x = call.given(0)
     hit = cast_like(e, e.op("Equal", x, keep_axes(e, call, call.output)), x)
+    known = None if reduced_axes(e, call) is not None else (None,) * x.rank
     noop = int(call.attrs.get("noop_with_empty_axes", 0))
-    count = e.op("ReduceSum", hit, call.input(1), keepdims=1, noop_with_empty_axes=noop)
+    count = e.op("ReduceSum", hit, call.input(1), keepdims=1, noop_with_empty_axes=noop, shape=known)
     return hit * (keep_axes(e, call, d) / count)
 
 

@@ -1,10 +1,10 @@
 """The registry: five verbs, each stating an operator's algebra, and the adjoint that follows from it.
 
-    linear      jointly linear in all active inputs         Add, Concat, Reshape, AveragePool
-    bilinear    linear in each factor, perhaps a bias       Mul, MatMul, Gemm, Conv
-    pointwise   y_i = f(x_i)                                Relu, Tanh, Clip
-    nonlinear   anything else                               Softmax, MaxPool, Div
-    barrier     no derivative, by design                    Shape, ArgMax, Equal
+linear      jointly linear in all active inputs         Add, Concat, Reshape, AveragePool
+bilinear    linear in each factor, perhaps a bias       Mul, MatMul, Gemm, Conv
+pointwise   y_i = f(x_i)                                Relu, Tanh, Clip
+nonlinear   anything else                               Softmax, MaxPool, Div
+barrier     no derivative, by design                    Shape, ArgMax, Equal
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def _register(operator: Operator) -> None:
     OPERATORS[operator.name] = operator
 
 
-def linear(*names: str, moves: bool = False, elementwise: bool = False, broadcasts: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def linear(
+    *names: str, moves: bool = False, elementwise: bool = False, broadcasts: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register an operator that is linear in all active inputs: ``f(e, call, d) -> cotangent(s)`` for one output."""
 
     def register(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,22 +98,36 @@ def bilinear(
         return [pieces[i](e, call, d) if i in wanted else None for i in range(len(call.inputs))]
 
     _register(
-        Operator(name, "bilinear", adjoint, broadcasts=broadcasts, elementwise=elementwise, bias=bias, bias_shape=bias_shape, forward=forward)
+        Operator(
+            name,
+            "bilinear",
+            adjoint,
+            broadcasts=broadcasts,
+            elementwise=elementwise,
+            bias=bias,
+            bias_shape=bias_shape,
+            forward=forward,
+        )
     )
 
 
-def pointwise(name: str, derivative: Callable[[Emitter, Call, Value, Value], Value | float]) -> None:
-    """Register y_i = f(x_i) by its derivative ``f'(e, call, x, y)``; parameters of f are in attrs or further inputs."""
+def pointwise(name: str, *derivatives: Callable[[Emitter, Call, Value, Value], Value | float]) -> None:
+    """Register y_i = f(x_i) by its derivative ``f'(e, call, x, y)``.
+
+    Parameters of f are in attrs or in further inputs, each of which has a derivative of its own.
+    """
 
     def adjoint(e: Emitter, call: Call, cotangents: Cotangents, wanted: Collection[int]) -> Cotangents:
-        d = cotangents[0]
+        d, x, y = cotangents[0], call.given(0), call.output
         assert d is not None
-        return [d * derivative(e, call, call.given(0), call.output)]
+        return [d * derivative(e, call, x, y) if i in wanted else None for i, derivative in enumerate(derivatives)]
 
-    _register(Operator(name, "pointwise", adjoint, elementwise=True))
+    _register(Operator(name, "pointwise", adjoint, elementwise=True, broadcasts=len(derivatives) > 1))
 
 
-def nonlinear(*names: str, moves: bool = False, broadcasts: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def nonlinear(
+    *names: str, moves: bool = False, broadcasts: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register any other differentiable operator: ``f(e, call, d) -> cotangent(s)``."""
 
     def register(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,7 +148,9 @@ def barrier(*names: str) -> None:
         _register(Operator(name, "barrier"))
 
 
-def adjoint(e: Emitter, call: Call, cotangents: Cotangents, wanted: Collection[int] | None = None) -> list[Value | None]:
+def adjoint(
+    e: Emitter, call: Call, cotangents: Cotangents, wanted: Collection[int] | None = None
+) -> list[Value | None]:
     """Vector-Jacobian product of one call.
 
     Args:
@@ -150,7 +168,9 @@ def adjoint(e: Emitter, call: Call, cotangents: Cotangents, wanted: Collection[i
     indices = call.active if wanted is None else wanted
     # A cotangent may stay small where it only multiplies; before anything is summed it must have its full shape.
     if not (operator.elementwise and all(same_shape(call.given(i), call.output) for i in indices)):
-        cotangents = [d if d is None or o is None else expand_like(e, d, o) for d, o in zip(cotangents, call.outputs, strict=True)]
+        cotangents = [
+            d if d is None or o is None else expand_like(e, d, o) for d, o in zip(cotangents, call.outputs, strict=True)
+        ]
     results = operator.adjoint(e, call, cotangents, indices)
     shaped: list[Value | None] = [None] * len(call.inputs)
     for i in indices:

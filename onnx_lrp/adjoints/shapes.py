@@ -62,7 +62,9 @@ def reshape_like(e: Emitter, value: Value, like: Value) -> Value:
 
 def expand_like(e: Emitter, value: Value, like: Value) -> Value:
     """Broadcast to the shape of another tensor where axes are still of length 1 (or missing)."""
-    if value.rank == like.rank and all(v == t or (v != 1 and t != 1) for v, t in zip(value.shape, like.shape, strict=True)):
+    if value.rank == like.rank and all(
+        v == t or (v != 1 and t != 1) for v, t in zip(value.shape, like.shape, strict=True)
+    ):
         return value
     return e.op("Expand", value, shape_of(e, like), shape=like.shape)
 
@@ -148,6 +150,11 @@ def _equal(a: Dim, b: Dim) -> bool:
     return a is not None and a == b
 
 
+def number(call: Call, name: str, default: float) -> float:
+    """A number among a call's attributes; ONNX keeps these in float32, defaults too."""
+    return float(np.float32(call.attrs.get(name, default)))
+
+
 def spatial_axes(call: Call) -> list[int]:
     """Axes after batch and channel of a call's first input."""
     return list(range(2, call.given(0).rank))
@@ -169,7 +176,7 @@ def places_of(e: Emitter, value: Value) -> Value:
 
 
 def scatter_flat(e: Emitter, cotangent: Value, places: Value, like: Value) -> Value:
-    """Add the elements of a cotangent into zeros in the shape of ``like``, each at its place in the flattened tensor."""
+    """Add a cotangent's elements into zeros in the shape of ``like``, each at its place in the flattened tensor."""
     flat = ints(e, [-1])
     size = e.op("Reshape", size_of(e, like), ints(e, [1]))
     blank = e.op("ConstantOfShape", size, value=np.array([0], cotangent.dtype))

@@ -6,12 +6,15 @@ Every figure is a PIL image; `save` writes it. Red speaks for the explained scor
 from onnx_lrp.show.canvas import enlarge, save
 from onnx_lrp.show.charts import bars, series
 from onnx_lrp.show.colormaps import NAMES as COLORMAPS
+from onnx_lrp.show.figure import comparison_figure, explanation_figure, stack
 from onnx_lrp.show.heatmap import grid, normalize, overlay, reduce_channels, render, side_by_side, triptych
 
 __all__ = [
     "COLORMAPS",
     "bars",
+    "comparison_figure",
     "enlarge",
+    "explanation_figure",
     "grid",
     "normalize",
     "overlay",
@@ -20,5 +23,6 @@ __all__ = [
     "save",
     "series",
     "side_by_side",
+    "stack",
     "triptych",
 ]

@@ -131,7 +131,7 @@ def overlay(
     gray = 128 + 0.5 * np.asarray(image.convert("L"), np.float64)[..., None]
     tint = colormaps.apply(np.sign(values) * (0.35 + 0.5 * np.abs(values)), colormap)
     opacity = strength * np.sqrt(np.abs(values))[..., None]
-    return canvas.to_image(np.rint(gray + opacity * (tint - gray)).astype(np.uint8))
+    return canvas.to_image(np.rint(np.minimum(gray + opacity * (tint - gray), 255)).astype(np.uint8))
 
 
 def _values(

@@ -1,0 +1,304 @@
+"""Options that several commands share, and what their text means."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnx_lrp.errors import InputError, OnnxLrpError
+from onnx_lrp.inputs import Item, fit, read_input
+from onnx_lrp.model import Source
+from onnx_lrp.preprocess import IMAGE_SUFFIXES, PRESETS, Color, Layout, Preprocess, Resize, from_options
+from onnx_lrp.target import STARTS
+
+_LOG = logging.getLogger("onnx_lrp")
+_PIXELS = ("size", "mean", "std", "scale", "layout", "color", "resize")
+
+Commands = Any  # argparse's own type for what add_subparsers returns is private
+
+
+def command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], about: str
+) -> argparse.ArgumentParser:
+    """Add a command."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=about[0].upper() + about[1:] + "."
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_rewriting(
+    parser: argparse.ArgumentParser, *, several_methods: bool = False, choose_inputs: bool = True
+) -> None:
+    """The model, the method, and what rewriting leaves open."""
+    parser.add_argument("model", metavar="MODEL", help="an .onnx file")
+    what = "name of a method (see onnx-lrp methods) or path of a rule book (.toml); default epsilon_plus_flat"
+    if several_methods:
+        parser.add_argument("-m", "--method", action="append", help=what + "; repeat it to compare")
+    else:
+        parser.add_argument("-m", "--method", default="epsilon_plus_flat", help=what)
+    more = parser.add_argument_group("what is explained")
+    if choose_inputs:
+        about = "report relevance for this input only; may be repeated"
+        more.add_argument("--input", action="append", metavar="TENSOR", help=about)
+    more.add_argument(
+        "--layer",
+        "--layers",
+        action="append",
+        default=[],
+        metavar="TENSOR",
+        help="report this inner tensor, too; may be repeated",
+    )
+    more.add_argument(
+        "--output", metavar="TENSOR", help="the explained tensor; default: the first output, before its softmax"
+    )
+    more.add_argument("--start", choices=STARTS, help="what relevance begins with")
+    more.add_argument("--allow-gradient", action="store_true", help="nodes without a rule take the plain gradient")
+    more.add_argument("--no-fold-batchnorm", action="store_true", help="batch normalisation is a layer of its own")
+
+
+def rewriting(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `rewrite` that `add_rewriting` asks for."""
+    chosen = {"inputs": args.input} if getattr(args, "input", None) else {}
+    return {
+        **chosen,
+        "layers": args.layer,
+        "output": args.output,
+        "start": args.start,
+        "allow_gradient": args.allow_gradient,
+        "fold_batchnorm": not args.no_fold_batchnorm,
+    }
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Where and how a model runs."""
+    group = parser.add_argument_group("running")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA where it loads")
+    group.add_argument("--threads", type=_count, metavar="N", help="threads per operator")
+
+
+def add_pixels(parser: argparse.ArgumentParser) -> None:
+    """How pictures become numbers."""
+    group = parser.add_argument_group(
+        "pictures", "Default: the model's metadata 'preprocess', else imagenet for three channels."
+    )
+    group.add_argument("--preprocess", choices=list(PRESETS), metavar="PRESET", help=f"one of {', '.join(PRESETS)}")
+    group.add_argument("--size", help="pixels, such as 224 or 240x320 (height x width)")
+    group.add_argument("--mean", help="one number or one per channel, such as 0.5,0.5,0.5")
+    group.add_argument("--std", help="likewise")
+    group.add_argument("--scale", help="pixels 0..255 are divided by it before mean and std")
+    group.add_argument("--layout", type=str.upper, choices=get_args(Layout), help="order of the model's axes")
+    group.add_argument("--color", type=str.upper, choices=get_args(Color), help="order of the model's channels")
+    group.add_argument("--resize", choices=get_args(Resize), help="how a picture comes to its size; default crop")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+count = _count
+
+
+def numbers(name: str, text: str, shape: Sequence[int]) -> NDArray[np.float32]:
+    """One number, or one per channel, in the shape in which the model broadcasts it.
+
+    Raises:
+        InputError: no numbers, or not as many as channels.
+    """
+    try:
+        values = np.array([float(v) for v in text.split(",")], np.float32)
+    except ValueError:
+        raise InputError(f"--{name} {text!r} is no number, nor one per channel such as -2.1,-2.0,-1.8") from None
+    if len(values) > 1 and len(values) != np.prod(shape):
+        raise InputError(f"--{name} has {len(values)} numbers; give one, or one per channel")
+    return values.reshape(shape) if len(values) > 1 else values.reshape((1,) * len(shape))
+
+
+# ---- metadata ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An input that a model needs: its type, and its shape with None or a name for a length that is open."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int | str | None, ...]
+
+
+def wanted_inputs(source: Source) -> dict[str, Wanted]:
+    """What has to be fed, by name."""
+    found = {}
+    for info in source.skeleton.graph.input:
+        tensor = info.type.tensor_type
+        if info.name not in source.weights and info.name not in source.defaults:
+            dims = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
+            found[info.name] = Wanted(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type or 1), dims)
+    return found
+
+
+def metadata(model: onnx.ModelProto, key: str) -> Any:
+    """What a model says about itself as JSON; None where it says nothing, or nothing that can be read."""
+    text = next((p.value for p in model.metadata_props if p.key == key), None)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        _LOG.warning("the model's metadata '%s' is no JSON, and is not used", key)
+        return None
+
+
+def preprocessing(args: argparse.Namespace, source: Source) -> tuple[Preprocess, str]:
+    """How pictures are prepared, and who says so.
+
+    Options come first; without a preset among them, what they leave open comes from the model's metadata.
+
+    Raises:
+        InputError: the model takes no single picture, or the options do not fit it.
+    """
+    inputs = wanted_inputs(source)
+    if len(inputs) != 1:
+        raise InputError(
+            f"the model has {len(inputs)} inputs ({', '.join(inputs)}), so takes no picture alone; give .npz"
+        )
+    (wanted,) = inputs.values()
+    shape = wanted.shape
+    asked = {key: getattr(args, key) for key in _PIXELS if getattr(args, key) is not None}
+    if args.preprocess is not None:
+        return from_options(args.preprocess, **asked, input_shape=shape), "as asked"
+    said = metadata(source.original, "preprocess")
+    if said is not None:
+        try:
+            settings: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in said.items() if v is not None
+            }
+            preset = settings.pop("preset", None)
+            return from_options(preset, **(settings | asked), input_shape=shape), "from the model's metadata"
+        except (AttributeError, TypeError, OnnxLrpError) as error:
+            if asked:
+                raise InputError(f"the model's metadata 'preprocess' and the options do not fit ({error})") from None
+            _LOG.warning("the model's metadata 'preprocess' is not understood (%s), and is not used", error)
+    pre = from_options("raw" if wanted.dtype.kind in "iu" and not asked else None, **asked, input_shape=shape)
+    if asked.keys() & {"mean", "std", "scale"}:
+        return pre, "as asked"
+    return pre, "assumed; if the model was trained otherwise, say --preprocess, --mean, --std, --scale"
+
+
+def read_labels(path: str | None) -> list[str] | None:
+    """Class names from a file: one per line, or JSON: a list, or number to name.
+
+    Raises:
+        InputError: unreadable, or not of this form.
+    """
+    if path is None:
+        return None
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        content = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: labels cannot be read ({error.strerror or error}); check the path") from None
+    except ValueError:
+        raise InputError(f"{path}: labels are text, one per line, or a JSON list; this file is neither") from None
+    names = _names(content)
+    if not names:
+        raise InputError(f"{path}: labels are one name per line, a JSON list, or JSON number to name")
+    return names
+
+
+def _names(content: Any) -> list[str]:
+    """Class names by number; empty where the content is none."""
+    if isinstance(content, Mapping):
+        try:
+            places = {int(k): v for k, v in content.items()}
+        except ValueError:
+            places = {v: k for k, v in content.items()} if all(type(v) is int for v in content.values()) else {}
+        if not places or min(places) < 0 or max(places) > 10 * len(places) + 1000:
+            return []
+        content = [places.get(i, f"class {i}") for i in range(max(places) + 1)]
+    if not isinstance(content, list):
+        return []
+    # Keras lists ["n02123045", "tabby"]: the last one is for people.
+    items = [item[-1] if isinstance(item, list) and item else item for item in content]
+    if not all(isinstance(item, str | int) for item in items):
+        return []
+    while items and not str(items[-1]).strip():
+        items.pop()
+    return [" ".join(str(item).split()) for item in items]
+
+
+def class_names(path: str | None, source: Source, classes: int | None) -> list[str] | None:
+    """Class names from --labels, else from the model's metadata.
+
+    Raises:
+        InputError: their number is not that of the classes.
+    """
+    names = read_labels(path)
+    if names is None:
+        names = _names(metadata(source.original, "classes"))
+        if names and classes not in (None, len(names)):
+            _LOG.warning(
+                "the model's metadata 'classes' has %d names, its output %d classes; it is not used",
+                len(names),
+                classes,
+            )
+            names = []
+        return names or None
+    if classes == len(names) + 1:
+        _LOG.warning("%s has %d names, the model %d classes: class 0 is taken as background", path, len(names), classes)
+        return ["background", *names]
+    if classes not in (None, len(names)):
+        raise InputError(f"{path}: {len(names)} names for {classes} classes; give one per class")
+    return names
+
+
+def class_number(text: str, names: Sequence[str] | None) -> int:
+    """A class by its number, its name, or one of several names that commas part.
+
+    Raises:
+        InputError: no such class, or more than one.
+    """
+    word = text.strip()
+    if re.fullmatch(r"[+-]?\d{1,18}", word):
+        return int(word)
+    if names is None:
+        raise InputError(f"class {word!r} is no number, and the model has no class names; give --labels FILE")
+    wanted = word.lower()
+    found = [i for i, n in enumerate(names) if n.lower() == wanted]
+    found = found or [i for i, n in enumerate(names) if wanted in (part.strip().lower() for part in n.split(","))]
+    if len(found) != 1:
+        near = [n for n in names if wanted and wanted in n.lower()][:5]
+        hint = f"; there is {', '.join(near)}" if near else f"; there are {len(names)}, such as {names[0]}"
+        raise InputError(f"{'several classes are' if found else 'no class is'} called {word!r}{hint}")
+    return found[0]
+
+
+def has_pictures(paths: Sequence[Path]) -> bool:
+    """Whether any input is an image."""
+    return any(p.suffix.lower() in IMAGE_SUFFIXES for p in paths)
+
+
+def feeds_of(path: Path, pre: Preprocess | None, inputs: Mapping[str, Wanted]) -> tuple[Item, dict[str, Any]]:
+    """One file as read, and as arrays by input name that have all their axes."""
+    item = read_input(path, pre)
+    arrays = item.arrays
+    if not isinstance(arrays, dict):
+        if len(inputs) != 1:
+            raise InputError(
+                f"{path}: the model has {len(inputs)} inputs ({', '.join(inputs)}); give .npz with these names"
+            )
+        arrays = {next(iter(inputs)): arrays}
+    return item, {k: fit(np.asarray(v), inputs[k].shape) if k in inputs else v for k, v in arrays.items()}

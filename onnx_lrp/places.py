@@ -1,0 +1,124 @@
+"""Where a call stands in the data flow, and whether the conditions of a rule book hold there."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_lrp.adjoints import OPERATORS
+from onnx_lrp.canonical import WEIGHTED
+from onnx_lrp.emit import Call, Value
+
+KINDS = ("linear", "bilinear", "pointwise", "nonlinear", "movement")
+POSITIONS = ("first", "last", "inner", "preprocessing")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a call stands in the data flow.
+
+    Attributes:
+        call: the call.
+        depth: number of weighted layers (Conv, ConvTranspose, Gemm, MatMul) between it and the explained inputs.
+        height: the same towards the explained tensor.
+        producers: operators that feed its live inputs.
+        consumers: operators that read its outputs.
+    """
+
+    call: Call
+    depth: int
+    height: int
+    producers: frozenset[str]
+    consumers: frozenset[str]
+
+    @property
+    def weighted(self) -> bool:
+        """True for a layer with constant weights."""
+        return _counts(self.call) == 1
+
+    def at(self, position: str) -> bool:
+        """Whether the call stands at a named position.
+
+        first: a weighted layer that no weighted layer precedes; last: one that none follows; preprocessing: what comes
+        before the first ones; inner: what has weighted layers on both sides.
+        """
+        if position == "preprocessing":
+            return self.depth == 0 and self.height > 0 and not self.weighted
+        if position == "first":
+            return self.depth == 0 and self.weighted
+        if position == "last":
+            return self.height == 0 and self.weighted
+        return self.depth > 0 and self.height > 0
+
+
+def _counts(call: Call) -> int:
+    """1 for a layer with constant weights, else 0."""
+    return int(call.op in WEIGHTED and len(call.active) == 1)
+
+
+def places(calls: Sequence[Call]) -> dict[int, Place]:
+    """Place of every call, by its id."""
+    maker = {o: c for c in calls for o in c.outputs if o is not None}
+    readers: dict[Value, list[Call]] = {}
+    for call in calls:
+        for i in call.active:
+            readers.setdefault(call.given(i), []).append(call)
+    depth: dict[int, int] = {}
+    for call in calls:
+        above = [maker[call.given(i)] for i in call.active if call.given(i) in maker]
+        depth[id(call)] = max((depth[id(a)] + _counts(a) for a in above), default=0)
+    height: dict[int, int] = {}
+    for call in reversed(calls):
+        below = [r for o in call.outputs if o is not None for r in readers.get(o, [])]
+        height[id(call)] = max((height[id(b)] + _counts(b) for b in below), default=0)
+    return {
+        id(call): Place(
+            call,
+            depth[id(call)],
+            height[id(call)],
+            frozenset(maker[call.given(i)].op for i in call.active if call.given(i) in maker),
+            frozenset(r.op for o in call.outputs if o is not None for r in readers.get(o, [])),
+        )
+        for call in calls
+    }
+
+
+def kind_of(op: str) -> str:
+    """What a rule book calls an operator: its verb, or movement for linear operators that only move elements."""
+    operator = OPERATORS.get(op)
+    if operator is None:
+        return "unknown"
+    return "movement" if operator.moves and operator.verb == "linear" else operator.verb
+
+
+def as_list(value: Any) -> list[Any]:
+    """A condition's value as a list: any of its items will do."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def matches(where: Mapping[str, Any], place: Place) -> bool:
+    """Whether a call fulfils all conditions of an entry."""
+    return all(_holds(key, as_list(wanted), place) for key, wanted in where.items())
+
+
+def _holds(key: str, options: Sequence[Any], place: Place) -> bool:
+    match key:
+        case "op":
+            return place.call.op in options
+        case "kind":
+            return kind_of(place.call.op) in options
+        case "name":
+            return any(fnmatch.fnmatchcase(place.call.site, pattern) for pattern in options)
+        case "position":
+            return any(place.at(p) for p in options)
+        case "depth":
+            return place.depth in options
+        case "producer":
+            return not place.producers.isdisjoint(options)
+        case "consumer":
+            return not place.consumers.isdisjoint(options)
+        case "live":
+            return len(place.call.active) in options
+    raise AssertionError(f"no condition is called '{key}'")

@@ -6,4 +6,17 @@ from onnx_lrp.methods import LRP, Gradient, InputXGradient
 from onnx_lrp.rewrite import VERSION, Explained, rewrite
 
 __version__ = VERSION
-__all__ = ["LRP", "Explained", "Explainer", "Explanation", "Gradient", "InputError", "InputXGradient", "ModelError", "OnnxLrpError", "RuleError", "UnsupportedOps", "rewrite"]
+__all__ = [
+    "LRP",
+    "Explained",
+    "Explainer",
+    "Explanation",
+    "Gradient",
+    "InputError",
+    "InputXGradient",
+    "ModelError",
+    "OnnxLrpError",
+    "RuleError",
+    "UnsupportedOps",
+    "rewrite",
+]

@@ -19,7 +19,6 @@ from onnx_lrp import special
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.adjoints.shapes import ints, shape_of
 from onnx_lrp.backward import Step, gradient
-from onnx_lrp.canonical import WEIGHTED
 from onnx_lrp.emit import Emitter, Value
 from onnx_lrp.errors import RuleError
 from onnx_lrp.places import KINDS, POSITIONS, Place, as_list, kind_of, matches
@@ -32,6 +31,7 @@ from onnx_lrp.relevance import (
     zbox_rule,
     zplus_rule,
 )
+from onnx_lrp.view import WEIGHTED
 
 Bound = float | Sequence[float] | str
 

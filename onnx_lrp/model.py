@@ -1,8 +1,9 @@
 """Models in and out: reading, opsets, the weightless skeleton, writing.
 
-Passes over a graph need the structure, not the weights. So the large initializers are set aside once (``Source.weights``)
-and everything that copies or serialises a model (opset conversion, shape inference, checking) works on a *skeleton* in
-which each of them is a typed input. That keeps rewriting in milliseconds and out of protobuf's 2 GiB limit.
+Passes over a graph need the structure, not the weights. So the large initializers are set aside once
+(``Source.weights``) and everything that copies or serialises a model (opset conversion, shape inference, checking) works
+on a *skeleton* in which each of them is a typed input. That keeps rewriting in milliseconds and out of protobuf's 2 GiB
+limit.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def load(model: ModelLike) -> Source:
         raise ModelError(f"{name}: the model imports no ai.onnx opset; re-export it with a standard exporter")
     if version > _NEWEST_OPSET:
         raise ModelError(
-            f"{name}: opset {version} is newer than {_NEWEST_OPSET}, the newest that ONNX Runtime loads; export with opset_version={_NEWEST_OPSET} or lower"
+            f"{name}: opset {version} is newer than {_NEWEST_OPSET}, the newest that ONNX Runtime loads; "
+            f"export with opset_version={_NEWEST_OPSET} or lower"
         )
     _resolve_external(proto, name, folder)
     skeleton, weights = _split(proto)
@@ -153,7 +155,9 @@ def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) ->
         try:
             info = external_data_helper.ExternalDataInfo(tensor)
         except ValueError as error:
-            raise ModelError(f"{name}: external data of '{tensor.name}' is malformed ({_one_line(error)}); export it again") from None
+            raise ModelError(
+                f"{name}: external data of '{tensor.name}' is malformed ({_one_line(error)}); export it again"
+            ) from None
         path = (root / info.location).resolve()
         if not path.is_relative_to(root):
             raise ModelError(
@@ -262,7 +266,8 @@ def _convert(skeleton: onnx.ModelProto, weights: dict[str, onnx.TensorProto], na
             converted = version_converter.convert_version(skeleton, WORKING_OPSET)
         except Exception as error:  # the converter raises whatever its adapters raise
             raise ModelError(
-                f"{name}: ONNX's converter cannot bring opset {version} to {WORKING_OPSET} ({_one_line(error)}); export with opset_version={WORKING_OPSET} or higher"
+                f"{name}: ONNX's converter cannot bring opset {version} to {WORKING_OPSET} ({_one_line(error)}); "
+                f"export with opset_version={WORKING_OPSET} or higher"
             ) from None
         for field_ in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
             setattr(converted, field_, getattr(skeleton, field_))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnx_lrp.adjoints import OPERATORS
-from onnx_lrp.canonical import WEIGHTED
 from onnx_lrp.emit import Call, Value
+from onnx_lrp.view import WEIGHTED
 
 KINDS = ("linear", "bilinear", "pointwise", "nonlinear", "movement")
 POSITIONS = ("first", "last", "inner", "preprocessing")
@@ -23,8 +23,8 @@ class Place:
         call: the call.
         depth: number of weighted layers (Conv, ConvTranspose, Gemm, MatMul) between it and the explained inputs.
         height: the same towards the explained tensor.
-        producers: operators that feed its live inputs.
-        consumers: operators that read its outputs.
+        producers: operators that feed its live inputs, also through operators that only move elements.
+        consumers: operators that read its outputs, likewise.
     """
 
     call: Call
@@ -65,24 +65,25 @@ def places(calls: Sequence[Call]) -> dict[int, Place]:
     for call in calls:
         for i in call.active:
             readers.setdefault(call.given(i), []).append(call)
-    depth: dict[int, int] = {}
+    above = {id(call): [maker[call.given(i)] for i in call.active if call.given(i) in maker] for call in calls}
+    below = {id(c): [r for o in c.outputs if o is not None for r in readers.get(o, [])] for c in calls}
+    depth, producers = _seen(calls, above)
+    height, consumers = _seen(calls[::-1], below)
+    return {id(c): Place(c, depth[id(c)], height[id(c)], producers[id(c)], consumers[id(c)]) for c in calls}
+
+
+def _seen(
+    calls: Sequence[Call], neighbours: Mapping[int, Sequence[Call]]
+) -> tuple[dict[int, int], dict[int, frozenset[str]]]:
+    """Looking from every call in one direction: how many weighted layers lie there, and which operators come next."""
+    layers: dict[int, int] = {}
+    operators: dict[int, frozenset[str]] = {}
     for call in calls:
-        above = [maker[call.given(i)] for i in call.active if call.given(i) in maker]
-        depth[id(call)] = max((depth[id(a)] + _counts(a) for a in above), default=0)
-    height: dict[int, int] = {}
-    for call in reversed(calls):
-        below = [r for o in call.outputs if o is not None for r in readers.get(o, [])]
-        height[id(call)] = max((height[id(b)] + _counts(b) for b in below), default=0)
-    return {
-        id(call): Place(
-            call,
-            depth[id(call)],
-            height[id(call)],
-            frozenset(maker[call.given(i)].op for i in call.active if call.given(i) in maker),
-            frozenset(r.op for o in call.outputs if o is not None for r in readers.get(o, [])),
-        )
-        for call in calls
-    }
+        near = neighbours[id(call)]
+        layers[id(call)] = max((layers[id(n)] + _counts(n) for n in near), default=0)
+        behind = (operators[id(n)] for n in near if kind_of(n.op) == "movement")
+        operators[id(call)] = frozenset(n.op for n in near).union(*behind)
+    return layers, operators
 
 
 def kind_of(op: str) -> str:

@@ -34,7 +34,7 @@ class MaxUnpool(OpRun):
 
     op_domain = ""
 
-    def _run(self, x: Array, indices: Array, shape: Array, **_: object) -> tuple[Array]:  # type: ignore[override]
+    def _run(self, x: Array, indices: Array, shape: Array, **_: object) -> tuple[Array]:
         y = np.zeros(tuple(shape), x.dtype)
         y.reshape(-1)[indices.reshape(-1)] = x.reshape(-1)
         return (y,)
@@ -63,7 +63,8 @@ class ConvTranspose(op_conv_transpose.ConvTranspose):
     ) -> tuple[Array]:
         biases = [None] * group if b is None else np.split(b, group)
         parts = zip(np.split(x, group, 1), np.split(w, group), biases, strict=True)
-        done = [super(ConvTranspose, self)._run(*part, group=1, **options)[0] for part in parts]
+        run: Any = super()._run
+        done = [run(*part, group=1, **options)[0] for part in parts]
         return (np.concatenate(done, 1),)
 
 
@@ -72,7 +73,7 @@ class GlobalMaxPool(OpRun):
 
     op_domain = ""
 
-    def _run(self, x: Array) -> tuple[Array]:  # type: ignore[override]
+    def _run(self, x: Array) -> tuple[Array]:
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from onnx_lrp import model as models
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.adjoints.shapes import expand_like, ints, zeros_like
 from onnx_lrp.backward import Relevance, Step, gradient, reverse
-from onnx_lrp.canonical import View, mark_active, view
+from onnx_lrp.canonical import view
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError, ModelError, UnsupportedNode, UnsupportedOps
 from onnx_lrp.methods import Method, find_method
@@ -24,6 +26,7 @@ from onnx_lrp.model import ModelLike, Source
 from onnx_lrp.places import Place, places
 from onnx_lrp.switch import EXPLAIN, behind_switch
 from onnx_lrp.target import STARTS, Seed, Start, Target, find_explained, seed
+from onnx_lrp.view import View, mark_active
 
 VERSION = "0.1.0"
 Accounts = Literal["none", "total", "node"]
@@ -187,8 +190,9 @@ def rewrite_with_accounts(
     if switch and EXPLAIN in e.values:
         raise ModelError(f"the model already has a tensor named '{EXPLAIN}', which the switch needs; rename it")
     explained, head = find_explained(v, output)
-    reported = {**_reported_inputs(v, inputs), **{name: (v.value(name), False) for name in layers}}
-    calls = mark_active(v, [x for x, _ in reported.values()], explained)
+    reported = {**_reported_inputs(v, inputs), **{name: ([v.value(name)], False) for name in layers}}
+    wanted = [x for values, _ in reported.values() for x in values]
+    calls = mark_active(v, wanted, explained)
     if not explained.facts.active:
         raise InputError(f"'{explained.name}' does not depend on {', '.join(reported)}: there is nothing to explain")
     steps, table = _assign(source, calls, chosen, allow_gradient)
@@ -208,14 +212,18 @@ def rewrite_with_accounts(
 
         return run
 
-    relevance = reverse(e, calls, {explained: first.relevance}, step_for, [x for x, _ in reported.values()])
+    relevance = reverse(e, calls, {explained: first.relevance}, step_for, wanted)
     outputs: list[Value] = []
     names: dict[str, str] = {}
-    for name, (x, is_token) in reported.items():
+    for name, (values, is_token) in reported.items():
         with e.scope(name, chosen.name, f"relevance of {name}"):
-            result = expand_like(e, chosen.finish(e, x, relevance[x]), x) if x in relevance else zeros_like(e, x)
+            parts = [
+                expand_like(e, chosen.finish(e, x, relevance[x]), x) if x in relevance else zeros_like(e, x)
+                for x in values
+            ]
             if is_token:
-                result = e.op("ReduceSum", result, ints(e, [-1]), keepdims=0)
+                parts = [e.op("ReduceSum", part, ints(e, [-1]), keepdims=0) for part in parts]
+            result = functools.reduce(operator.add, parts)
         names[name] = f"relevance/{name}"
         outputs.append(e.rename(result, names[name]))
     outputs.append(e.rename(first.used, "target_used"))
@@ -240,21 +248,16 @@ def rewrite_with_accounts(
     return Explained(proto, table, chosen.name, names, classes, explained.name, head, source, keeper.entries)
 
 
-def _reported_inputs(v: View, inputs: Sequence[str] | None) -> dict[str, tuple[Value, bool]]:
-    """Tensors to report: name -> (value, whether its last axis is an embedding to be summed)."""
-    found: dict[str, tuple[Value, bool]] = {}
+def _reported_inputs(v: View, inputs: Sequence[str] | None) -> dict[str, tuple[list[Value], bool]]:
+    """Tensors to report: name -> (its value, or the rows it picks from embeddings; whether these are to be summed)."""
+    found: dict[str, tuple[list[Value], bool]] = {}
     for name in v.inputs if inputs is None else inputs:
         value = v.value(name)
         if value.dtype.kind == "f":
-            found[name] = (value, False)
+            found[name] = ([value], False)
             continue
-        rows = [
-            c.output
-            for c in v.calls
-            if c.op == "Gather" and c.input(1) is value and c.given(0).facts.const and c.output.dtype.kind == "f"
-        ]
-        if rows:
-            found[name] = (rows[0], True)
+        if rows := _embedded(v, value):
+            found[name] = (rows, True)
         elif inputs is not None:
             raise InputError(
                 f"input '{name}' is {value.dtype} and feeds no embedding Gather; name a float tensor instead"
@@ -264,6 +267,19 @@ def _reported_inputs(v: View, inputs: Sequence[str] | None) -> dict[str, tuple[V
             "the model has no float input and no token embedding to report relevance for; name a tensor with inputs="
         )
     return found
+
+
+def _embedded(v: View, ids: Value) -> list[Value]:
+    """The rows that an integer tensor picks from constant tables, as it is or cast to another integer."""
+    same, rows = {ids}, []
+    for call in v.calls:
+        if call.op == "Cast" and call.input(0) in same and call.output.dtype.kind in "iu":
+            same.add(call.output)
+        elif call.op == "Gather" and call.input(1) in same and call.attrs.get("axis", 0) == 0:
+            table = call.given(0)
+            if table.facts.const and table.dtype.kind == "f" and table.rank == 2:
+                rows.append(call.output)
+    return rows
 
 
 def _assign(
@@ -342,7 +358,8 @@ class _Ledger:
                 return e.op("Reshape", e.op("ReduceSum", value, keepdims=0), ints(e, [1]))
             elif isinstance(value.shape[0], int) and isinstance(self._batch, int):
                 raise ModelError(
-                    f"node '{call.site}' ({call.op}): the ledger needs the batch axis, and {value.shape} shows none; rewrite without ledger"
+                    f"node '{call.site}' ({call.op}): the ledger needs the batch axis, and {value.shape} shows none; "
+                    "rewrite without ledger"
                 )
         rest = [i for i in range(value.rank) if i != axis]
         return e.op("ReduceSum", value, ints(e, rest), keepdims=0) if rest else value

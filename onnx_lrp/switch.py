@@ -6,8 +6,8 @@ into both branches, for a forward pass whose inner tensors are read from outside
 ResNet-50, the else-branch then costs what the source model costs, and the then-branch what the plain explained model
 costs. Weights stay outside, once.
 
-ONNX Runtime's blocked layout takes convolution weights that are constants of their own graph only, not of an outer one. A
-Reshape to the same shape inside the branch, which it folds at load, makes them so (without it: 1.3 times the forward).
+ONNX Runtime's blocked layout takes convolution weights that are constants of their own graph only, not of an outer one.
+A Reshape to the same shape inside the branch, which it folds at load, makes them so (without it: 1.3 times the forward).
 """
 
 from __future__ import annotations

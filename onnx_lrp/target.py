@@ -12,10 +12,10 @@ import onnx
 
 from onnx_lrp.adjoints.shapes import along_axis, arange_like, concat_ints, dim_of, expand_like, ints, reshape_like
 from onnx_lrp.backward import Relevance
-from onnx_lrp.canonical import View
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
 from onnx_lrp.facts import Dim, Facts
+from onnx_lrp.view import View
 
 Target = Literal["input", "argmax"] | int | Sequence[int]
 Start = Literal["logit", "one", "softmax", "contrast", "input"]

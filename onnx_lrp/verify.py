@@ -1,4 +1,4 @@
-"""Is an explained model right: outputs unchanged, relevance equal to a float64 reference, conservation layer by layer."""
+"""Is an explained model right: outputs unchanged, relevance as in float64, conservation layer by layer."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class Verification:
 
     Attributes:
         outputs: per output of the model, the largest difference to the source, relative to its largest value.
-        reference: per relevance output, the largest difference to float64, relative to its largest value (16-bit models: in the L2 norm).
+        reference: per relevance output, the largest difference to float64, relative to its largest value (16-bit
+            models: in the L2 norm).
         layers: the conservation ledger; empty for methods that do not conserve.
         score: the explained score.
         total: sum of the relevance of all reported inputs.
@@ -124,14 +125,14 @@ class Verification:
         }
 
     def __str__(self) -> str:
-        lines = [
-            f"outputs unchanged   {_worst(self.outputs):.1e}  (allowed {self.allowed[0]:.0e}, relative; {', '.join(self.providers)})"
-        ]
+        allowed, providers = self.allowed, ", ".join(self.providers)
+        lines = [f"outputs unchanged   {_worst(self.outputs):.1e}  (allowed {allowed[0]:.0e}, relative; {providers})"]
         if self.reference:
-            lines.append(f"relevance, float64  {_worst(self.reference):.1e}  (allowed {self.allowed[1]:.0e}, relative)")
+            lines.append(f"relevance, float64  {_worst(self.reference):.1e}  (allowed {allowed[1]:.0e}, relative)")
         if self.layers:
             lines.append(
-                f"conservation        {self.other:.1e}  (allowed {CONSERVATION_TOLERANCE:.0e}: |score - relevance - absorbed| / |score|)"
+                f"conservation        {self.other:.1e}  (allowed {CONSERVATION_TOLERANCE:.0e}: "
+                "|score - relevance - absorbed| / |score|)"
             )
             lines.append(f"  score {self.score:.6g} = relevance {self.total:.6g} + absorbed {self.absorbed:.6g}")
             header = ("node", "op", "rule", "arrived", "passed", "bias", "stabilizer", "other")
@@ -203,7 +204,8 @@ def verify(
     except Exception as error:  # the reference implementation lacks operators and forms here and there
         exact = found
         notes.append(
-            f"no float64 reference: ONNX's reference implementation fails ({' '.join(str(error).split())[:120]}); the ledger is of the float32 run"
+            f"no float64 reference: ONNX's reference implementation fails ({' '.join(str(error).split())[:120]}); "
+            "the ledger is of the float32 run"
         )
     names = explained.relevance.values()
     total = sum(

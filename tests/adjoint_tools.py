@@ -19,10 +19,11 @@ from onnx_lrp import model as models
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.adjoints.shapes import expand_like, zeros_like
 from onnx_lrp.backward import Relevance, gradient, reverse
-from onnx_lrp.canonical import View, view
+from onnx_lrp.canonical import view
 from onnx_lrp.emit import Call, Value
 from onnx_lrp.facts import Facts
 from onnx_lrp.reference import to_double
+from onnx_lrp.view import View
 from tests.adjoint_reference import run_onnxruntime, run_reference
 
 Array = np.ndarray

@@ -11,9 +11,10 @@ import pytest
 
 from onnx_lrp import model as models
 from onnx_lrp.adjoints.shapes import cast_like
-from onnx_lrp.canonical import View, view
+from onnx_lrp.canonical import view
 from onnx_lrp.errors import ModelError
 from onnx_lrp.reference import to_double
+from onnx_lrp.view import View
 from tests.adjoint_reference import run_onnxruntime, run_reference
 from tests.adjoint_tools import EXACT, SINGLE, close, cotangents_for, feeds_for, gradient_model, network
 

@@ -167,6 +167,17 @@ def test_without_weighted_layers_nothing_is_preprocessing(tmp_path: Path) -> Non
     assert set(rules(model, path).values()) == {"gradient"}
 
 
+def test_producers_and_consumers_are_seen_through_what_moves(tmp_path: Path) -> None:
+    """A gate may be reshaped on its way."""
+    net = Net()
+    x = net.input("x", "N", 4)
+    gate = net("Reshape", net("Unsqueeze", net("Sigmoid", x), net.const([1], np.int64)), net.const([0, 4], np.int64))
+    model = net.model(net("Tanh", net("Flatten", net("Mul", x, gate, name="gated")), name="tanh"))
+    entries = ['where = { producer = "Sigmoid", op = "Mul", consumer = "Tanh" }\nrule = "gate"']
+    path = write(tmp_path, *entries, head='base = "epsilon"\n')
+    assert rules(model, path)["gated"] == "gate"
+
+
 def test_a_product_of_two_live_tensors_is_no_weighted_layer(tmp_path: Path) -> None:
     net = Net()
     a, b = net.input("a", "N", 3, 4), net.input("b", "N", 4, 2)

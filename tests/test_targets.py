@@ -410,6 +410,32 @@ def test_tokens(dtype: int) -> None:
     np.testing.assert_allclose(found["relevance/ids"][0, 2], found["relevance/ids"][0, 3])
 
 
+def test_tokens_that_are_cast_and_pick_from_two_tables() -> None:
+    """Both embeddings belong to the token: together they hold its relevance."""
+    net = Net(seed=6)
+    ids = net("Cast", net.input("ids", "N", "T", dtype=TensorProto.INT64), to=TensorProto.INT32)
+    picked = [net("Gather", net.weight(7, width), ids, out=f"embedded{width}") for width in (4, 3)]
+    joined = net("ReduceSum", net("Concat", *picked, axis=2), net.const([1], np.int64), keepdims=0)
+    model = net.model(net("MatMul", joined, net.weight(7, 3)))
+    found = run_double(
+        rewrite(model, "epsilon", layers=["embedded4", "embedded3"]).model, {"ids": np.array([[1, 0, 6, 6]])}
+    )
+    parts = found["relevance/embedded4"].sum(2) + found["relevance/embedded3"].sum(2)
+    np.testing.assert_allclose(found["relevance/ids"], parts, rtol=1e-12)
+    np.testing.assert_allclose(found["relevance/ids"].sum(1), found["score"], rtol=1e-5)
+
+
+def test_positions_are_no_tokens() -> None:
+    """Indices into the picture, or along another axis, pick no embeddings."""
+    net = Net()
+    x, places = net.input("x", "N", 4), net.input("places", 2, dtype=TensorProto.INT64)
+    picked = net("MatMul", net("Gather", net.weight(4, 5), places, axis=1), net.const(np.ones((2, 3))))
+    model = net.model(net("MatMul", net("MatMul", x, picked), net.weight(3, 2)))
+    assert list(rewrite(model, "lrp_0", inputs=["x"]).relevance) == ["x"]
+    with pytest.raises(InputError, match="input 'places' is int64 and feeds no embedding Gather"):
+        rewrite(model, "lrp_0", inputs=["places"])
+
+
 def test_an_integer_input_without_embedding() -> None:
     net = Net()
     x = net.input("x", "N", 4)

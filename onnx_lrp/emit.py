@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Facts, Shape, Sign, sign_of, sign_of_array
-from onnx_lrp.values import Array, Call, Forward, Operand, Value
+from onnx_lrp.values import Array, Call, Operand, Value
 
 __all__ = ["Array", "Call", "Emitter", "Forward", "Operand", "Value"]
 
@@ -28,6 +28,10 @@ _FOLD_LIMIT = 64  # elements; larger constants stay operators on the source's we
 @functools.cache
 def _schema(op: str, opset: int, domain: str = "") -> onnx.defs.OpSchema:
     return onnx.defs.get_schema(op, opset, domain)
+
+
+# A view operator: how to emit it, given (emitter, call with the new inputs).
+Forward = Callable[["Emitter", Call], Value]
 
 
 class Emitter:

@@ -1,9 +1,9 @@
 """Models in and out: reading, opsets, the weightless skeleton, writing.
 
 Passes over a graph need the structure, not the weights. So the large initializers are set aside once
-(``Source.weights``) and everything that copies or serialises a model (opset conversion, shape inference, checking) works
-on a *skeleton* in which each of them is a typed input. That keeps rewriting in milliseconds and out of protobuf's 2 GiB
-limit.
+(``Source.weights``), and everything that copies or serialises a model (opset conversion, shape inference, checking)
+works on a *skeleton* in which each of them is a typed input. That keeps rewriting in milliseconds and out of protobuf's
+2 GiB limit.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Relevance rules as tables, and the one interpreter that runs them.
 
-A rule is a few branches, a branch a few terms, a term three modifiers: of the input, the weight and the bias. Per branch
+A rule is a few branches, a branch a few terms, a term three modifiers: of input, weight and bias. Per branch
 
     z = sum over terms of op(x~, w~, b~);   s = R / stab(z);   R_in += sum over terms of x~ * adjoint(s).
 
@@ -10,109 +10,33 @@ adjoint, so it serves a 3-D grouped Conv, a Gemm and a broadcast Mul alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from onnx_lrp.adjoints import OPERATORS, adjoint
-from onnx_lrp.adjoints.shapes import expand_like, ints, ones_like, reduce_like, same_shape
+from onnx_lrp.adjoints.shapes import expand_like, ints, reduce_like, same_shape
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import RuleError
-from onnx_lrp.facts import Sign
-
-
-@dataclass(frozen=True)
-class Modifier:
-    """How a rule changes a tensor before the forward operator sees it.
-
-    Attributes:
-        kind: same x, positive max(x, 0), negative min(x, 0), square x², one 1, zero 0 (the term or bias goes out),
-            raised x + amount·max(x, 0), lowered x + amount·min(x, 0), low and high (the bounds of the z-box rule).
-        amount: factor of raised and lowered.
-    """
-
-    kind: Literal["same", "positive", "negative", "square", "one", "zero", "raised", "lowered", "low", "high"]
-    amount: float = 0.0
-
-    def __call__(self, e: Emitter, x: Value, bounds: Bounds | None = None) -> Value | None:
-        """Emit it; None stands for a tensor of zeros."""
-        match self.kind:
-            case "same":
-                return x
-            case "positive":
-                return positive(e, x)
-            case "negative":
-                return negative(e, x)
-            case "square":
-                return squared(e, x)
-            case "one":
-                return ones_like(e, x)
-            case "zero":
-                return None
-            case "raised":
-                part = positive(e, x)
-                return x if part is None else x * (1 + self.amount) if part is x else x + part * self.amount
-            case "lowered":
-                part = negative(e, x)
-                return x if part is None else x * (1 + self.amount) if part is x else x + part * self.amount
-        if bounds is None:
-            raise RuleError("the bounds of the z-box rule apply to inputs of the model only")
-        return bounds(e, x, self.kind)
-
-    def of_unit(self, sign: int) -> float:
-        """What a weight of 1 or -1 that is no tensor (a sum's) becomes, as a factor of the weight as it is."""
-        match self.kind:
-            case "positive" | "negative":
-                return float((sign > 0) == (self.kind == "positive"))
-            case "square" | "one":
-                return float(sign)
-            case "raised" | "lowered":
-                return 1.0 + self.amount if (sign > 0) == (self.kind == "raised") else 1.0
-        return 1.0
-
-
-# (emitter, tensor, "low" or "high") -> the bound, broadcastable to the tensor
-Bounds = Callable[[Emitter, Value, str], Value]
-
-
-def positive(e: Emitter, x: Value) -> Value | None:
-    """max(x, 0), where it is not known to be x itself or zero."""
-    if x.nonnegative:
-        return x
-    return None if x.nonpositive else e.op("Relu", x, label="positive")
-
-
-def negative(e: Emitter, x: Value) -> Value | None:
-    """min(x, 0), where it is not known to be x itself or zero."""
-    if x.nonpositive:
-        return x
-    return None if x.nonnegative else e.op("Min", x, 0.0, label="negative")
-
-
-def squared(e: Emitter, x: Value) -> Value:
-    """x², known to be nonnegative."""
-    result = e.op("Mul", x, x, label="square")
-    result.facts = replace(result.facts, sign=Sign.POSITIVE)
-    return result
-
-
-SAME, POSITIVE, NEGATIVE, SQUARE, ONE, ZERO = (
-    Modifier(k) for k in ("same", "positive", "negative", "square", "one", "zero")
+from onnx_lrp.modifiers import (
+    HIGH,
+    LOW,
+    NEGATIVE,
+    ONE,
+    POSITIVE,
+    SAME,
+    SQUARE,
+    ZERO,
+    Bounds,
+    Modifier,
+    lowered,
+    negative,
+    positive,
+    raised,
 )
-LOW, HIGH = Modifier("low"), Modifier("high")
-
-
-def raised(gamma: float) -> Modifier:
-    """X + gamma·max(x, 0)."""
-    return Modifier("raised", gamma)
-
-
-def lowered(gamma: float) -> Modifier:
-    """X + gamma·min(x, 0)."""
-    return Modifier("lowered", gamma)
 
 
 @dataclass(frozen=True)
@@ -208,7 +132,8 @@ def roles_of(call: Call, rule: str = "a rule") -> Roles:
         live = [i for i in operator.factors if i in active]
         if len(live) == 2:
             raise RuleError(
-                f"node '{call.site}': {rule} needs a constant weight, but both factors of this {call.op} depend on the input; use share, gate or factor"
+                f"node '{call.site}': {rule} needs a constant weight, but both factors of this {call.op} depend on the "
+                "input; use share, gate or factor"
             )
         weight = next(i for i in operator.factors if i not in live) if live else None
         biases = (operator.bias,) if operator.bias is not None and operator.bias not in active else ()
@@ -392,7 +317,7 @@ def _quotient(
     if held:
         stable = z
     elif branch.where is not None:
-        # Where the mask lets relevance through, z has the sign of the unmodified output; elsewhere it only must not vanish.
+        # Where the mask lets relevance through, z has the sign of the unmodified output; elsewhere it must not vanish.
         stable = (
             (positive(e, z) or z * 0.0) + epsilon
             if branch.where == "positive"

@@ -7,7 +7,8 @@ ResNet-50, the else-branch then costs what the source model costs, and the then-
 costs. Weights stay outside, once.
 
 ONNX Runtime's blocked layout takes convolution weights that are constants of their own graph only, not of an outer one.
-A Reshape to the same shape inside the branch, which it folds at load, makes them so (without it: 1.3 times the forward).
+A Reshape to the same shape inside the branch, which it folds at load, makes them so (without it: 1.3 times the
+forward).
 """
 
 from __future__ import annotations

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Facts, Shape, Sign
 
-if TYPE_CHECKING:
-    from onnx_lrp.emit import Emitter
-
 Array = np.ndarray[Any, Any]
+
+
+class Emits(Protocol):
+    """What a value needs of its emitter."""
+
+    def op(self, kind: str, *inputs: Operand) -> Value:
+        """Emit an operator with one output."""
 
 
 class Value:
@@ -22,7 +25,7 @@ class Value:
 
     __slots__ = ("_emitter", "facts", "name")
 
-    def __init__(self, emitter: Emitter, name: str, facts: Facts):
+    def __init__(self, emitter: Emits, name: str, facts: Facts):
         self._emitter, self.name, self.facts = emitter, name, facts
 
     def __repr__(self) -> str:
@@ -144,7 +147,3 @@ class Call:
 
     def __repr__(self) -> str:
         return f"Call({self.op}, {self.site!r})"
-
-
-# A view operator: how to emit it, given (emitter, call with the new inputs).
-Forward = Callable[["Emitter", Call], Value]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,40 @@ from onnx_lrp.show.heatmap import DEFAULT, PERCENTILE, grid, triptych
 if TYPE_CHECKING:
     from PIL import Image
 
-    from onnx_lrp.explainer import Explanation
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Explanation(Protocol):
+    """What a picture needs of an explanation; :class:`onnx_lrp.Explanation` has it."""
+
+    @property
+    def inputs(self) -> Arrays:
+        """What was fed."""
+
+    @property
+    def outputs(self) -> Arrays:
+        """The model's own outputs."""
+
+    @property
+    def relevance(self) -> Arrays:
+        """Relevance by tensor."""
+
+    @property
+    def target(self) -> NDArray[Any]:
+        """Classes explained."""
+
+    @property
+    def score(self) -> NDArray[Any]:
+        """Scores explained."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int | slice) -> Explanation: ...
+
 
 Picture = NDArray[np.uint8] | None
 Labels = Sequence[str] | None

@@ -39,7 +39,7 @@ def assert_conserved(results: dict[str, np.ndarray], scale: float) -> None:
 
 @pytest.mark.parametrize("name", sorted(p.name for p in LIGHT.glob("*.onnx")))
 def test_light_models(name: str) -> None:
-    """AlexNet, DenseNet-121, Inception, ResNet-50, ShuffleNet, SqueezeNet, VGG-19, ZFNet at opset 9, made-up weights."""
+    """AlexNet, DenseNet-121, Inception, ResNet-50, ShuffleNet, SqueezeNet, VGG-19, ZFNet at opset 9, weights made."""
     results = explain_noise(onnx_lrp.rewrite(LIGHT / name, "epsilon_plus_flat", ledger=True))
     assert_conserved(results, 1e-3)
 

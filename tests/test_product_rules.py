@@ -15,6 +15,13 @@ from tests.layers import Arrays, Net, book, explain, quarters, rewritten
 from tests.support import run_double
 
 RNG = np.random.default_rng(8)
+BEGIN = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Give every test the same numbers, whichever ran before it."""
+    RNG.bit_generator.state = BEGIN
 
 
 def numbers(*shape: int) -> np.ndarray:

@@ -369,6 +369,11 @@ def assemble(
     return model
 
 
+def to_graphsurgeon(model: onnx.ModelProto) -> gs.Graph:
+    """A model as an onnx_graphsurgeon Graph."""
+    return gs.import_onnx(model)
+
+
 def save(model: onnx.ModelProto, path: str | os.PathLike[str], folder: Path | None = None) -> None:
     """Write a model under a temporary name and rename it; weights go beside it where protobuf's limit demands it.
 

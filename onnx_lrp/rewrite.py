@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 from onnx_lrp import model as models
 from onnx_lrp.adjoints import OPERATORS
@@ -96,9 +95,9 @@ class Explained:
         """
         models.save(self.model, path, self.source.folder)
 
-    def to_graphsurgeon(self) -> gs.Graph:
+    def to_graphsurgeon(self) -> Any:
         """The model as an onnx_graphsurgeon Graph."""
-        return gs.import_onnx(self.model)
+        return models.to_graphsurgeon(self.model)
 
 
 def rewrite(

@@ -6,7 +6,16 @@ import numpy as np
 
 from onnx_lrp.reference import run_double, to_double
 
-__all__ = ["run_double", "to_double", "worst"]
+__all__ = ["RNG", "numbers", "run_double", "to_double", "worst"]
+
+# Wound back before every test (conftest.py), so that no test depends on which ones ran before it.
+RNG = np.random.default_rng(7)
+BEGIN = RNG.bit_generator.state
+
+
+def numbers(*shape: int) -> np.ndarray:
+    """Return random numbers."""
+    return RNG.standard_normal(shape).astype(np.float32)
 
 
 def worst(found: np.ndarray, expected: np.ndarray) -> float:

@@ -12,22 +12,7 @@ import pytest
 from onnx_lrp.errors import RuleError
 from onnx_lrp.rewrite import rewrite_with_accounts
 from tests.layers import Arrays, Net, book, explain, quarters, rewritten
-from tests.support import run_double
-
-RNG = np.random.default_rng(8)
-BEGIN = RNG.bit_generator.state
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Give every test the same numbers, whichever ran before it."""
-    RNG.bit_generator.state = BEGIN
-
-
-def numbers(*shape: int) -> np.ndarray:
-    """Return random numbers."""
-    return RNG.standard_normal(shape).astype(np.float32)
-
+from tests.support import RNG, numbers, run_double
 
 PRODUCT_A, PRODUCT_B = [[1, 2], [-1, 0.5]], [[0.5, -1], [1.5, 2]]
 

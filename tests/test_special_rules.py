@@ -16,22 +16,8 @@ from onnx_lrp.rewrite import rewrite_with_accounts
 from tests import test_product_rules
 from tests.dense_oracle import ORACLES, matrix_of
 from tests.layers import Net, accounts, book, explain, quarters, rewritten
-from tests.support import run_double
+from tests.support import RNG, numbers, run_double
 from tests.test_rules import NOT_TABLES
-
-RNG = np.random.default_rng(7)
-BEGIN = RNG.bit_generator.state
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Give every test the same numbers, whichever ran before it."""
-    RNG.bit_generator.state = BEGIN
-
-
-def numbers(*shape: int) -> np.ndarray:
-    """Return random numbers."""
-    return RNG.standard_normal(shape).astype(np.float32)
 
 
 def test_every_special_rule_has_a_test() -> None:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import onnx
-
 from onnx_lrp.adjoints import OPERATORS
-from onnx_lrp.adjoints.shapes import cast_like, concat_ints, dim_of, expand_like, ints, zeros_like
+from onnx_lrp.adjoints.shapes import concat_ints, dim_of, expand_like, ints, zeros_like
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
@@ -19,6 +17,9 @@ from onnx_lrp.methods.gradients import Gradient, GuidedBackprop
 from onnx_lrp.target import Start
 from onnx_lrp.view import CONVOLUTIONS, View, mark_active
 
+Axes = Mapping[Value, tuple[int, ...]]  # which axes of a picture are its batch, channels, height and width
+
+_CHANNELS_FIRST = (0, 1, 2, 3)
 # What belongs to the block of a convolution, besides activations: sums, gates, normalizations as the view has them.
 _ARITHMETIC = ("Add", "BatchNormalization", "Div", "Max", "Mean", "Min", "Mul", "Sub", "Sum")
 
@@ -29,7 +30,8 @@ class GradCAM:
 
     relu(sum_c w_c A_c) with w_c the mean of dy/dA_c over all places (eqs. 1 and 2 there): shape (N, 1, h, w) for the
     layer, and for every input (N, 1, H, W), enlarged to its size by bilinear interpolation (sec. 3 there) whose pixels
-    are areas: torch's ``align_corners=False``.
+    are areas: torch's ``align_corners=False``. A picture with its channels last gets (N, H, W, 1). In captum the relu
+    is an option, and the map stays at the layer's size until ``LayerAttribution.interpolate``.
 
     Attributes:
         layer: name of the tensor A, of rank 4; default: what the last block of a convolution gives, after its sums,
@@ -47,11 +49,11 @@ class GradCAM:
 
     def plan(self, v: View, explained: Value, reported: Sequence[Value]) -> Plan:
         """A walk to the layer; its map is reported, too."""
-        layer = self._find(v, explained, reported)
-        return Plan([Walk(Gradient().step_for, [layer])], partial(self._report, layer), {v.name_of(layer): layer})
+        layer, axes = self._find(v, explained, reported)
+        return Plan([Walk(Gradient().step_for, [layer])], partial(self._report, layer, axes), {v.name_of(layer): layer})
 
-    def _find(self, v: View, explained: Value, reported: Sequence[Value]) -> Value:
-        """The layer, by name or by data flow.
+    def _find(self, v: View, explained: Value, reported: Sequence[Value]) -> tuple[Value, Axes]:
+        """The layer, by name or by data flow, and where the reported pictures have their height and width.
 
         Raises:
             InputError: there is none such, or it or what is reported is no picture.
@@ -63,6 +65,7 @@ class GradCAM:
                     "name pictures with inputs="
                 )
         calls = mark_active(v, reported, explained)
+        axes = {x: axes_of(x, calls) for x in reported}
         if self.layer is None:
             found = last_convolution(calls, explained)
             if found is None:
@@ -70,7 +73,7 @@ class GradCAM:
                     f"{self.name} finds no convolution with a map of more than one place before '{explained.name}'; "
                     f"name a tensor of rank 4 as {type(self).__name__}(layer=...), or choose another method"
                 )
-            return found
+            return found, axes
         layer = v.value(self.layer)
         if not _is_picture(layer):
             raise InputError(
@@ -80,7 +83,7 @@ class GradCAM:
         if not layer.facts.active:
             names = ", ".join(v.name_of(x) for x in reported)
             raise InputError(f"layer '{self.layer}' does not lie between {names} and '{explained.name}'; name another")
-        return layer
+        return layer, axes
 
     def _map(self, e: Emitter, layer: Value, found: Mapping[Value, Relevance]) -> Value:
         """relu(sum_c w_c A_c)."""
@@ -89,9 +92,9 @@ class GradCAM:
         weighted = e.op("ReduceSum", weights * layer, ints(e, [1]), keepdims=1, label="weighted_maps")
         return e.op("Relu", weighted, label="map")
 
-    def _report(self, layer: Value, e: Emitter, x: Value, found: Found) -> Value:
+    def _report(self, layer: Value, axes: Axes, e: Emitter, x: Value, found: Found) -> Value:
         """The map, enlarged to the size of what is reported."""
-        return enlarged(e, self._map(e, layer, found[0]), x)
+        return enlarged(e, self._map(e, layer, found[0]), x, axes.get(x, _CHANNELS_FIRST))
 
 
 @dataclass(frozen=True)
@@ -108,16 +111,16 @@ class GuidedGradCAM(GradCAM):
 
     def plan(self, v: View, explained: Value, reported: Sequence[Value]) -> Plan:
         """A guided walk to the inputs, and a plain one to the layer."""
-        layer = self._find(v, explained, reported)
+        layer, axes = self._find(v, explained, reported)
         walks = [Walk(GuidedBackprop().step_for, reported), Walk(Gradient().step_for, [layer])]
-        return Plan(walks, partial(self._report, layer))
+        return Plan(walks, partial(self._report, layer, axes))
 
-    def _report(self, layer: Value, e: Emitter, x: Value, found: Found) -> Value:
+    def _report(self, layer: Value, axes: Axes, e: Emitter, x: Value, found: Found) -> Value:
         """The product."""
         guided, weights = found
         if x not in guided:
             return zeros_like(e, x)
-        return expand_like(e, guided[x].whole(e), x) * enlarged(e, self._map(e, layer, weights), x)
+        return expand_like(e, guided[x].whole(e), x) * enlarged(e, self._map(e, layer, weights), x, axes[x])
 
 
 def last_convolution(calls: Sequence[Call], explained: Value) -> Value | None:
@@ -153,13 +156,47 @@ def _is_picture(value: Value) -> bool:
     return value.dtype.kind == "f" and value.facts.shape is not None and len(value.facts.shape) == 4
 
 
-def enlarged(e: Emitter, small: Value, like: Value) -> Value:
-    """Maps (N, 1, h, w) at the height and width of another tensor, by bilinear interpolation."""
-    if small.shape[2:] == like.shape[2:] and all(isinstance(d, int) for d in small.shape[2:]):
-        return small
-    size = concat_ints(e, [dim_of(e, small, 0), [1], dim_of(e, like, 2), dim_of(e, like, 3)])
-    shape = (small.shape[0], 1, *like.shape[2:])
-    # ONNX Runtime resizes float32 alone.
-    single = small if small.dtype.itemsize == 4 else e.op("Cast", small, to=onnx.TensorProto.FLOAT)
+def axes_of(x: Value, calls: Sequence[Call]) -> tuple[int, ...]:
+    """Which axes of a picture are its batch, channels, height and width, as the next convolution reads it.
+
+    Channels come first if no convolution follows.
+    """
+    seen: dict[Value, tuple[int, ...]] = {x: _CHANNELS_FIRST}
+    for call in calls:
+        before = next((seen[call.given(i)] for i in call.active if call.given(i) in seen), None)
+        y = call.outputs[0]
+        if before is None or y is None or call.domain or not _is_picture(y):
+            continue
+        if call.op in CONVOLUTIONS:
+            return before
+        if call.op == "Transpose":
+            seen[y] = tuple(before[i] for i in call.attrs.get("perm", (3, 2, 1, 0)))
+        elif _continues(call) or call.op in ("AveragePool", "Cast", "MaxPool", "Pad"):
+            seen[y] = before
+    return _CHANNELS_FIRST
+
+
+def enlarged(e: Emitter, small: Value, like: Value, axes: Sequence[int]) -> Value:
+    """Maps (N, 1, h, w) at the height and width of another tensor, by bilinear interpolation.
+
+    Args:
+        e: the emitter.
+        small: the maps.
+        like: the other tensor.
+        axes: which of its axes are batch, channels, height and width; the result has them in the same order.
+    """
+    height, width = like.shape[axes[2]], like.shape[axes[3]]
+    large = (
+        small
+        if small.shape[2:] == (height, width) and all(isinstance(d, int) for d in (height, width))
+        else _resized(e, small, like, axes)
+    )
+    order = [list(axes).index(i) for i in range(4)]
+    return large if order == [0, 1, 2, 3] else e.op("Transpose", large, perm=order)
+
+
+def _resized(e: Emitter, small: Value, like: Value, axes: Sequence[int]) -> Value:
+    size = concat_ints(e, [dim_of(e, small, 0), [1], dim_of(e, like, axes[2]), dim_of(e, like, axes[3])])
+    shape = (small.shape[0], 1, like.shape[axes[2]], like.shape[axes[3]])
     options = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-    return cast_like(e, e.op("Resize", single, None, None, size, shape=shape, **options), small)
+    return e.op("Resize", small, None, None, size, shape=shape, **options)

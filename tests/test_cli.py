@@ -143,9 +143,7 @@ def test_methods_of_the_gradient_family(call, method):
     call("explain", SHAPES, PICTURE, "-m", method, "-m", "epsilon")
     call("explain", SHAPES, PICTURE, "-m", method)
     assert files() == [f"picture.{method}+epsilon.png", f"picture.{method}.png"]
-    out = call("verify", SHAPES, "-m", method).out
-    assert "relevance/image" in out
-    assert ("relevance/block5b/relu" in out) == (method == "grad_cam")
+    assert "verified" in call("verify", SHAPES, "-m", method).out
 
 
 def test_several_methods_and_classes_side_by_side(call):

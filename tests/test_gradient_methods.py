@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,10 @@ import pytest
 from onnx import TensorProto
 
 import onnx_lrp
-from onnx_lrp import GradCAM, GuidedGradCAM, InputError
+from onnx_lrp import GradCAM, Gradient, GuidedGradCAM, InputError
+from onnx_lrp.emit import Emitter, Value
+from onnx_lrp.methods import Found, Plan, Walk
+from onnx_lrp.view import View
 from tests.layers import Net
 from tests.peers.captum_peer import captum_gradient
 from tests.peers.networks import NETS
@@ -196,6 +201,32 @@ def test_further_layers() -> None:
     assert found.relevance[first].shape == (3, 1, 16, 16)
     found = single(source("vgg"), "guided_grad_cam", pictures(), layers=[first])
     assert found.relevance[first].shape == (3, 8, 16, 16)
+
+
+@dataclass(frozen=True)
+class Both(onnx_lrp.LRP):
+    """Two walks: by a rule book to the first convolution, and then to the input; their sum is reported."""
+
+    layer: str = ""
+
+    def plan(self, v: View, explained: Value, reported: Sequence[Value]) -> Plan:
+        layer = v.value(self.layer)
+        walks = [Walk(self.step_for, [layer]), Walk(self.step_for, reported), Walk(Gradient().step_for, reported)]
+        return Plan(walks, self._sum, {self.layer: layer})
+
+    def _sum(self, e: Emitter, x: Value, found: Found) -> Value:
+        return functools.reduce(operator.add, [part[x].whole(e) for part in found if x in part])
+
+
+@pytest.mark.parametrize("book", ["epsilon_plus_flat", "epsilon_alpha2_beta1"])
+def test_several_walks(book: str) -> None:
+    """Each finds what it would find alone, though expressions are shared."""
+    x, layer = pictures(), next(node.output[0] for node in source("vgg").graph.node if node.op_type == "Relu")
+    both = double(source("vgg"), Both(book, layer=layer), x, start="logit")
+    one, inner = (double(source("vgg"), book, x, inputs=[name]) for name in ("input", layer))
+    gradient = double(source("vgg"), "gradient", x, start="logit")
+    assert worst(both["relevance/input"], one["relevance/input"] + gradient["relevance/input"]) <= EXACT
+    assert worst(both[f"relevance/{layer}"], inner[f"relevance/{layer}"]) <= EXACT
 
 
 # ---- the layer that is found -----------------------------------------------------------------------------------------

@@ -2,16 +2,20 @@
 
 from onnx_lrp.errors import InputError, ModelError, OnnxLrpError, RuleError, UnsupportedOps
 from onnx_lrp.explainer import Explainer, Explanation
-from onnx_lrp.methods import LRP, Gradient, InputXGradient
+from onnx_lrp.methods import LRP, Deconvnet, GradCAM, Gradient, GuidedBackprop, GuidedGradCAM, InputXGradient
 from onnx_lrp.rewrite import VERSION, Explained, rewrite
 
 __version__ = VERSION
 __all__ = [
     "LRP",
+    "Deconvnet",
     "Explained",
     "Explainer",
     "Explanation",
+    "GradCAM",
     "Gradient",
+    "GuidedBackprop",
+    "GuidedGradCAM",
     "InputError",
     "InputXGradient",
     "ModelError",

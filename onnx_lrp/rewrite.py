@@ -6,7 +6,7 @@ import functools
 import json
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,12 +15,12 @@ import onnx
 
 from onnx_lrp import model as models
 from onnx_lrp.adjoints import OPERATORS
-from onnx_lrp.adjoints.shapes import expand_like, ints, zeros_like
+from onnx_lrp.adjoints.shapes import expand_like, ints
 from onnx_lrp.backward import Relevance, Step, gradient, reverse
 from onnx_lrp.canonical import view
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError, ModelError, UnsupportedNode, UnsupportedOps
-from onnx_lrp.methods import Method, find_method
+from onnx_lrp.methods import Method, StepFor, find_method
 from onnx_lrp.model import ModelLike, Source
 from onnx_lrp.places import Place, places
 from onnx_lrp.switch import EXPLAIN, behind_switch
@@ -183,7 +183,7 @@ def rewrite_with_accounts(
         source,
         fold_batchnorm=fold_batchnorm,
         portable=portable,
-        kept=[*layers, *(inputs or ()), *([output] if output else [])],
+        kept=[*layers, *(inputs or ()), *([output] if output else []), *chosen.tensors],
     )
     e = v.e
     if switch and EXPLAIN in e.values:
@@ -191,35 +191,27 @@ def rewrite_with_accounts(
     explained, head = find_explained(v, output)
     reported = {**_reported_inputs(v, inputs), **{name: ([v.value(name)], False) for name in layers}}
     wanted = [x for values, _ in reported.values() for x in values]
-    calls = mark_active(v, wanted, explained)
-    if not explained.facts.active:
-        raise InputError(f"'{explained.name}' does not depend on {', '.join(reported)}: there is nothing to explain")
-    steps, table = _assign(source, calls, chosen, allow_gradient)
+    plan = chosen.plan(v, explained, wanted)
     first = seed(e, explained, target, begin, head)
     keeper = _Ledger(e, first, accounts)
-
-    def step_for(call: Call) -> Step:
-        step, rule = steps[id(call)]
-
-        def run(e: Emitter, call: Call, out: Sequence[Relevance | None]) -> Sequence[Relevance | None]:
-            with e.scope(
-                call.site, rule, f"{rule} rule for {call.op} {call.site}" + (f" ({call.note})" if call.note else "")
-            ):
-                shares = step(e, call, out)
-                keeper.flow(call, out, shares)
-            return shares
-
-        return run
-
-    relevance = reverse(e, calls, {explained: first.relevance}, step_for, wanted)
+    found: list[Mapping[Value, Relevance]] = []
+    table = Table()
+    for walk in plan.walks:
+        calls = mark_active(v, walk.wanted, explained)
+        if not explained.facts.active:
+            raise InputError(
+                f"'{explained.name}' does not depend on {', '.join(reported)}: there is nothing to explain"
+            )
+        steps, rows = _assign(source, calls, chosen.name, walk.step_for, allow_gradient)
+        known = set(table)
+        table.extend(row for row in rows if row not in known)
+        found.append(reverse(e, calls, {explained: first.relevance}, _scoped(steps, keeper), walk.wanted))
+    reported |= {name: ([x], False) for name, x in plan.layers.items()}
     outputs: list[Value] = []
     names: dict[str, str] = {}
     for name, (values, is_token) in reported.items():
         with e.scope(name, chosen.name, f"relevance of {name}"):
-            parts = [
-                expand_like(e, chosen.finish(e, x, relevance[x]), x) if x in relevance else zeros_like(e, x)
-                for x in values
-            ]
+            parts = [plan.report(e, x, found) for x in values]
             if is_token:
                 parts = [e.op("ReduceSum", part, ints(e, [-1]), keepdims=0) for part in parts]
             result = functools.reduce(operator.add, parts)
@@ -282,7 +274,7 @@ def _embedded(v: View, ids: Value) -> list[Value]:
 
 
 def _assign(
-    source: Source, calls: Sequence[Call], method: Method, allow_gradient: bool
+    source: Source, calls: Sequence[Call], method: str, step_for: StepFor, allow_gradient: bool
 ) -> tuple[dict[int, tuple[Step, str]], Table]:
     """A step for every call; all calls without one are listed in the error."""
     where = places(calls)
@@ -293,17 +285,36 @@ def _assign(
         if call.op not in OPERATORS or call.domain:
             missing.append(_unsupported(source, call, "no adjoint is registered for this operator"))
             continue
-        found = method.step_for(place)
+        found = step_for(place)
         if found is None and allow_gradient and OPERATORS[call.op].adjoint is not None:
             found = (gradient, "gradient", "no rule matches; allowed by allow_gradient")
         if found is None:
-            missing.append(_unsupported(source, call, f"no entry of '{method.name}' matches it"))
+            missing.append(_unsupported(source, call, f"no entry of '{method}' matches it"))
             continue
         steps[id(call)] = found[:2]
         table.append(Row(call.site, call.op, found[1], found[2] + (f"; {call.note}" if call.note else "")))
     if missing:
         raise UnsupportedOps(missing)
     return steps, table
+
+
+def _scoped(steps: Mapping[int, tuple[Step, str]], keeper: _Ledger) -> Callable[[Call], Step]:
+    """The step of a call, emitting under the call's name, and booked in the ledger."""
+
+    def step_for(call: Call) -> Step:
+        step, rule = steps[id(call)]
+
+        def run(e: Emitter, call: Call, out: Sequence[Relevance | None]) -> Sequence[Relevance | None]:
+            with e.scope(
+                call.site, rule, f"{rule} rule for {call.op} {call.site}" + (f" ({call.note})" if call.note else "")
+            ):
+                shares = step(e, call, out)
+                keeper.flow(call, out, shares)
+            return shares
+
+        return run
+
+    return step_for
 
 
 def _unsupported(source: Source, call: Call, reason: str) -> UnsupportedNode:

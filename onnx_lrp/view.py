@@ -52,6 +52,12 @@ class View:
             )
         return self.e.values[name]
 
+    def name_of(self, value: Value) -> str:
+        """The name by which the source knows a value, though it may be a copy that was emitted."""
+        if value.name not in self.e.docs:
+            return value.name
+        return next((name for name, other in self.alias.items() if other is value), value.name)
+
     def producers(self) -> dict[Value, Call]:
         """Which call makes a value."""
         return {v: call for call in self.calls for v in call.outputs if v is not None}

@@ -138,6 +138,14 @@ def test_more_inputs_than_fit_in_a_picture_become_a_folder(call):
     assert len(os.listdir("shapes.epsilon_plus_flat")) == 17
 
 
+@pytest.mark.parametrize("method", ["guided_backprop", "deconvnet", "grad_cam", "guided_grad_cam"])
+def test_methods_of_the_gradient_family(call, method):
+    call("explain", SHAPES, PICTURE, "-m", method, "-m", "epsilon")
+    call("explain", SHAPES, PICTURE, "-m", method)
+    assert files() == [f"picture.{method}+epsilon.png", f"picture.{method}.png"]
+    assert "verified" in call("verify", SHAPES, "-m", method).out
+
+
 def test_several_methods_and_classes_side_by_side(call):
     out = call("explain", SHAPES, PICTURE, "-m", "epsilon", "-m", "gradient").out
     assert files() == ["picture.epsilon+gradient.png"]
@@ -498,8 +506,9 @@ def test_verify(call, monkeypatch):
 
 
 def test_methods_and_rules(call):
-    for name in ("epsilon_plus_flat", "gradient", "input_x_gradient"):
-        assert name in call("methods").out
+    listed = dict(line.split(maxsplit=1) for line in call("methods").out.splitlines())
+    for name in ("epsilon_plus_flat", "gradient", "guided_backprop", "deconvnet", "grad_cam", "guided_grad_cam"):
+        assert len(listed[name].split()) > 3
     assert "epsilon_plus_flat" in call("rules").out
     assert "Conv" in call("rules", "epsilon_plus_flat").out
     Path("mine.toml").write_text(

@@ -1,0 +1,93 @@
+"""What a method has to say: the walks it needs, and what is reported from what they find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from onnx_lrp.adjoints.shapes import expand_like, zeros_like
+from onnx_lrp.backward import Relevance, Step
+from onnx_lrp.emit import Emitter, Value
+from onnx_lrp.places import Place
+from onnx_lrp.target import Start
+from onnx_lrp.view import View
+
+# The step of a call, the rule's name and why; None where there is none.
+StepFor = Callable[[Place], tuple[Step, str, str] | None]
+# What every walk found: relevance of the wanted tensors that any reached.
+Found = Sequence[Mapping[Value, Relevance]]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One reverse walk from the explained tensor.
+
+    Attributes:
+        step_for: the step of a call, the rule's name and why; None where there is none.
+        wanted: the tensors whose relevance it is to find.
+    """
+
+    step_for: StepFor
+    wanted: Sequence[Value]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method does with one model.
+
+    Attributes:
+        walks: its reverse walks.
+        report: what is reported for a tensor, from what the walks found.
+        layers: further tensors that it reports on of its own accord.
+    """
+
+    walks: Sequence[Walk]
+    report: Callable[[Emitter, Value, Found], Value]
+    layers: Mapping[str, Value] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """What a method has to say."""
+
+    @property
+    def name(self) -> str:
+        """Its name, written into the explained model."""
+
+    @property
+    def start(self) -> Start:
+        """What relevance begins with by default."""
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        """Tensors of the model that its parameters name."""
+
+    def plan(self, v: View, explained: Value, reported: Sequence[Value]) -> Plan:
+        """What it does with a model, to explain one tensor by the reported ones.
+
+        Raises:
+            InputError: its parameters do not fit the model.
+        """
+
+
+class OneWalk:
+    """A method of one walk to the reported tensors."""
+
+    tensors: ClassVar[Sequence[str]] = ()
+
+    def step_for(self, place: Place) -> tuple[Step, str, str] | None:
+        """The step of a call, the rule's name and why; None where there is none."""
+        raise NotImplementedError
+
+    def finish(self, e: Emitter, x: Value, relevance: Relevance) -> Value:
+        """What is reported for a tensor: its relevance, multiplied out."""
+        return relevance.whole(e)
+
+    def report(self, e: Emitter, x: Value, found: Found) -> Value:
+        """What is reported for a tensor, in its shape; zeros where no relevance came."""
+        (relevance,) = found
+        return expand_like(e, self.finish(e, x, relevance[x]), x) if x in relevance else zeros_like(e, x)
+
+    def plan(self, v: View, explained: Value, reported: Sequence[Value]) -> Plan:
+        """One walk to the reported tensors."""
+        return Plan([Walk(self.step_for, reported)], self.report)

@@ -370,7 +370,7 @@ def _condition_complaint(key: str, values: Sequence[Any]) -> str | None:
 # Operators in the order in which a reader looks for them; all others follow.
 _FIRST = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Mul", "Add", "Sub", "Sum", "Mean")
 _NONE = "none: an error lists such nodes"
-_SHOWN = 6  # names of operators in one row
+_SHOWN, _WIDE = 6, 64  # how many names of operators stand in one row, and how many characters these take
 _SEVERAL = ("Add", "Sub", "Sum", "Mean", "Max", "Min", "Div", "Pow", "Concat", "Where")  # may read two live tensors
 _PLACES = {
     "first": "the first layer",
@@ -396,8 +396,7 @@ def book_table(composite: Composite) -> str:
     for (_, live, found), names in families.items():
         if found == uncovered:
             continue
-        shown = names if len(names) <= _SHOWN + 1 else [*names[:_SHOWN], f"and {len(names) - _SHOWN} more"]
-        label = ", ".join(shown) + (f" ({live})" if live else "")
+        label = _listed(names) + (f" ({live})" if live else "")
         rows.extend((label if k == 0 else "", rule, where) for k, (rule, where) in enumerate(found))
     if any(found == uncovered for _, _, found in families):
         rows.append(("everything else", _NONE, ""))
@@ -405,6 +404,14 @@ def book_table(composite: Composite) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
     head = [f"{composite.name}: {composite.title}", *([composite.note] if composite.note else []), ""]
     return "\n".join([*head, *lines])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """As many names as fit in a row, and how many there are besides."""
+    shown = len(names) if len(names) <= _SHOWN + 1 else _SHOWN
+    while len(", ".join(names[:shown])) > _WIDE:
+        shown -= 1
+    return ", ".join([*names[:shown], *([f"and {len(names) - shown} more"] if shown < len(names) else [])])
 
 
 def rules_of(composite: Composite, op: str, live: int) -> tuple[tuple[str, str], ...]:

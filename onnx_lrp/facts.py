@@ -139,6 +139,20 @@ def _where(signs: Sequence[Sign], attrs: Mapping[str, Any]) -> Sign:
     return signs[1] | signs[2]
 
 
+def _scatter(signs: Sequence[Sign], attrs: Mapping[str, Any]) -> Sign:
+    return Sign.ANY if attrs.get("reduction", "none") == "mul" else signs[0] | signs[2]
+
+
+def _prelu(signs: Sequence[Sign], attrs: Mapping[str, Any]) -> Sign:
+    return signs[0] & Sign.POSITIVE | (signs[0] & Sign.NEGATIVE).times(signs[1])
+
+
+def _resize(signs: Sequence[Sign], attrs: Mapping[str, Any]) -> Sign:
+    """A cubic overshoots, and a crop beyond the ends is filled with a number."""
+    crops = attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+    return Sign.ANY if crops or attrs.get("mode", "nearest") == "cubic" else signs[0]
+
+
 def _positive(signs: Sequence[Sign], attrs: Mapping[str, Any]) -> Sign:
     return Sign.POSITIVE
 
@@ -189,6 +203,10 @@ SIGN_RULES: dict[str, SignRule] = {
             "Softsign",
             "Sign",
             "CumSum",
+            "Trilu",
+            "Compress",
+            "ReverseSequence",
+            "LpNormalization",
             "MaxUnpool",
             "LRN",
             "Floor",
@@ -214,6 +232,8 @@ SIGN_RULES: dict[str, SignRule] = {
             "ReduceL1",
             "ReduceL2",
             "ReduceSumSquare",
+            "LpPool",
+            "GlobalLpPool",
             "Shape",
             "Size",
             "OneHot",
@@ -230,6 +250,11 @@ SIGN_RULES: dict[str, SignRule] = {
     "HardSwish": lambda signs, attrs: signs[0],
     "Reciprocal": _first,
     "Gemm": _gemm,
+    "ScatterElements": _scatter,
+    "ScatterND": _scatter,
+    "PRelu": _prelu,
+    "Resize": _resize,
+    "RMSNormalization": _product,
     "Sub": _subtract,
     "Neg": _flip,
     "LogSoftmax": lambda signs, attrs: Sign.NEGATIVE,

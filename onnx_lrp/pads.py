@@ -18,7 +18,7 @@ def explicit_pads(v: View) -> None:
     calls = []
     for call in v.calls:
         mode = str(call.attrs.get("auto_pad", "NOTSET"))
-        if call.op not in (*CONVOLUTIONS, "MaxPool", "AveragePool") or call.domain:
+        if call.op not in (*CONVOLUTIONS, "MaxPool", "AveragePool", "LpPool") or call.domain:
             calls.append(call)
             continue
         attrs = {k: x for k, x in call.attrs.items() if k not in ("auto_pad", "storage_order")}

@@ -10,7 +10,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_conv_transpose, op_max_pool
+from onnx.reference.ops import op_conv_transpose, op_layer_normalization, op_max_pool, op_rms_normalization
 
 DOUBLE = TensorProto.DOUBLE
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -77,9 +77,97 @@ class GlobalMaxPool(OpRun):
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
+class LayerNormalization(op_layer_normalization.LayerNormalization):
+    """LayerNormalization in the type of its input, whatever it is told to compute in."""
+
+    op_domain = ""
+
+    def _run(self, *inputs: Array, **options: Any) -> tuple[Array, ...]:
+        result: tuple[Array, ...] = super()._run(*inputs, **options | {"stash_type": 1})  # type: ignore[no-untyped-call]
+        return result
+
+
+class RMSNormalization(op_rms_normalization.RMSNormalization):
+    """RMSNormalization in the type of its input, whatever it is told to compute in."""
+
+    op_domain = ""
+
+    def _run(self, *inputs: Array, **options: Any) -> tuple[Array, ...]:
+        result: tuple[Array, ...] = super()._run(*inputs, **options | {"stash_type": 1})  # type: ignore[no-untyped-call]
+        return result
+
+
+class GroupNormalization(OpRun):
+    """GroupNormalization in the type of its input: its function body computes in float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, scale: Array, bias: Array, num_groups: int, epsilon: float, **_: object) -> tuple[Array]:
+        rows = x.reshape(x.shape[0], num_groups, -1)
+        z = (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + epsilon)
+        # Before opset 21 there is one scale per group.
+        slope, offset = (np.repeat(v, x.shape[1] // v.size).reshape(-1, *[1] * (x.ndim - 2)) for v in (scale, bias))
+        return (z.reshape(x.shape) * slope + offset,)
+
+
+class MeanVarianceNormalization(OpRun):
+    """MeanVarianceNormalization in the type of its input: its function body has constants in float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, axes: list[int]) -> tuple[Array]:
+        along = tuple(axes)
+        return ((x - x.mean(along, keepdims=True)) / (x.std(along, keepdims=True) + 1e-9),)
+
+
+class GatherElements(OpRun):
+    """GatherElements with fewer indices than elements along the other axes: onnx's own wants as many."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, indices: Array, axis: int) -> tuple[Array]:
+        places: list[Array] = list(np.indices(indices.shape))
+        places[axis] = indices
+        return (x[tuple(places)],)
+
+
+class GlobalLpPool(OpRun):
+    """GlobalLpPool, which onnx has not."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, p: int) -> tuple[Array]:
+        return ((np.abs(x) ** p).sum(tuple(range(2, x.ndim)), keepdims=True) ** (1 / p),)
+
+
+class LpNormalization(OpRun):
+    """LpNormalization by absolute values: onnx's own sums the numbers as they are."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, axis: int, p: int) -> tuple[Array]:
+        norm = np.linalg.norm(x, p, axis, keepdims=True)
+        return (np.where(norm == 0, 0, x / np.where(norm == 0, 1, norm)),)
+
+
+_OPERATORS: list[type[OpRun]] = [
+    MaxUnpool,
+    MaxPool,
+    ConvTranspose,
+    GlobalMaxPool,
+    LayerNormalization,
+    RMSNormalization,
+    GroupNormalization,
+    MeanVarianceNormalization,
+    GatherElements,
+    GlobalLpPool,
+    LpNormalization,
+]
+
+
 def run_double(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run `model` in float64 by onnx's reference implementation; float feeds are widened."""
-    session = ReferenceEvaluator(to_double(model), new_ops=[MaxUnpool, MaxPool, ConvTranspose, GlobalMaxPool])
+    session = ReferenceEvaluator(to_double(model), new_ops=_OPERATORS)
     wide = {name: x.astype(np.float64) if x.dtype.kind == "f" else x for name, x in feeds.items()}
     return dict(zip(session.output_names, session.run(None, wide), strict=True))
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from onnx_lrp.adjoints import OPERATORS, adjoint
-from onnx_lrp.adjoints.shapes import expand_like, ints, reduce_like, same_shape
+from onnx_lrp.adjoints.shapes import expand_like, ints, reduce_like, same_shape, zeros_like
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import RuleError
@@ -135,7 +135,8 @@ def roles_of(call: Call, rule: str = "a rule") -> Roles:
                 f"node '{call.site}': {rule} needs a constant weight, but both factors of this {call.op} depend on the "
                 "input; use share, gate or factor"
             )
-        weight = next(i for i in operator.factors if i not in live) if live else None
+        others = [i for i in operator.factors if i not in live and call.input(i) is not None]
+        weight = others[0] if live and others else None
         biases = (operator.bias,) if operator.bias is not None and operator.bias not in active else ()
         return Roles(active, weight, biases, operator.bias)
     if operator.verb != "linear":
@@ -144,7 +145,8 @@ def roles_of(call: Call, rule: str = "a rule") -> Roles:
         raise RuleError(
             f"node '{call.site}': {rule} is for operators that compute sums, {call.op} moves elements; use route"
         )
-    constants = (i for i, v in enumerate(call.inputs) if v is not None and i not in active and v.dtype.kind == "f")
+    floats = [i for i, v in enumerate(call.inputs) if v is not None and v.dtype.kind == "f"]
+    constants = (i for i in floats if i not in active and i not in operator.settings)
     return Roles(active, None, tuple(constants), None)
 
 
@@ -400,6 +402,10 @@ def _masked(e: Emitter, call: Call, relevance: Relevance) -> Value | None:
 def adjoint_of_bias(e: Emitter, call: Call, s: Value, index: int, bias: Value) -> Value:
     """Bias ⊙ s in the shape of the output, per element: what the additive input takes there."""
     s = expand_like(e, s, call.output)
+    if call.op in ("ScatterElements", "ScatterND"):
+        # What a constant brings is what is there when all else is zero.
+        alone: dict[int, Value | None] = {i: zeros_like(e, call.given(i)) for i in (0, 2)}
+        return s * e.again(call, alone | {index: bias}).output
     if OPERATORS[call.op].verb == "linear":
         return s * _signed_input(e, call, index, bias)
     if call.op in ("Conv", "ConvTranspose"):

@@ -176,8 +176,18 @@ class AveragePool(_Pool):
         return (self._windows(x, 0, 0).sum(-1) / count,)
 
 
+class LpPool(_Pool):
+    """LpPool as it is defined: padding counts as zero."""
+
+    def _run(self, x: Array, **options: Any) -> tuple[Array]:
+        self._prepare(x.shape[2:], options)
+        p = options["p"]
+        return ((self._windows(np.abs(x) ** p, 0, 0).sum(-1)) ** (1 / p),)
+
+
 _THEIRS = [c for c in vars(reference).values() if isinstance(c, type) and issubclass(c, OpRun) and c is not OpRun]
 MENDED = {c.__name__: c for c in (*_THEIRS, Erf, Pad, Mean, ConvTranspose, LRN, Gelu, MaxPool, AveragePool)}
+MENDED["LpPool"] = LpPool
 
 
 def run_reference(proto: onnx.ModelProto, feeds: Feeds) -> dict[str, Array]:

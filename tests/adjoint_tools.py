@@ -213,6 +213,7 @@ class Case:
         attrs: attributes.
         fed: inputs that are integers, and yet fed at run time; other integers are constants of the model.
         held: float inputs that are not differentiated by.
+        own: float inputs that keep their type and are not differentiated by; constants of the model if not fed.
         fixed: inputs whose axes keep their lengths in the dynamic form.
         outputs: number of outputs.
         unseeded: outputs without a cotangent.
@@ -228,6 +229,7 @@ class Case:
     attrs: dict[str, Any] = field(default_factory=dict)
     fed: tuple[int, ...] = ()
     held: tuple[int, ...] = ()
+    own: tuple[int, ...] = ()
     fixed: tuple[int, ...] = ()
     outputs: int = 1
     unseeded: tuple[int, ...] = ()
@@ -247,14 +249,17 @@ class Case:
     @property
     def wanted(self) -> list[int]:
         """Inputs to differentiate by."""
-        return [i for i, x in enumerate(self.inputs) if x is not None and x.dtype.kind == "f" and i not in self.held]
+        return [i for i, x in enumerate(self.inputs) if self._floats(i, x) and i not in self.held]
+
+    def _floats(self, index: int, x: Array | None) -> bool:
+        return x is not None and x.dtype.kind == "f" and index not in self.own
 
     def feeds(self, dtype: Any = np.float64) -> dict[str, Array]:
         """Graph inputs."""
         return {
-            f"x{i}": x.astype(dtype) if x.dtype.kind == "f" else x
+            f"x{i}": x.astype(dtype) if self._floats(i, x) else x
             for i, x in enumerate(self.inputs)
-            if x is not None and (x.dtype.kind == "f" or i in self.fed)
+            if self._floats(i, x) or i in self.fed
         }
 
     def model(self, dtype: Any = np.float64, *, dynamic: bool = False) -> onnx.ModelProto:
@@ -277,6 +282,8 @@ class Case:
         for info, y in zip(proto.graph.output, run_reference(proto, feeds).values(), strict=True):
             info.type.tensor_type.shape.dim.extend([onnx.TensorShapeProto.Dimension()] * y.ndim)  # the rank, no lengths
             info.type.tensor_type.shape.SetInParent()
+            if y.dtype.kind != "f":
+                info.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(y.dtype)
         return proto
 
     def gradients(

@@ -46,6 +46,10 @@ def _selu(x: Tensor, alpha: float, gamma: float) -> Tensor:
     return gamma * torch.where(x > 0, x, alpha * torch.exp(x) - alpha)
 
 
+def _shrink(x: Tensor, lambd: float, bias: float) -> Tensor:
+    return torch.where(x.abs() > lambd, x - bias * x.sign(), torch.zeros_like(x))
+
+
 def _hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:
     """As torch's own, whose slope is 0 on both bounds."""
     y = alpha * x + beta
@@ -124,6 +128,8 @@ TORCH: dict[str, Forward] = {
     "Relu": _unary(torch.relu),
     "LeakyRelu": lambda a, xs, shape: F.leaky_relu(xs[0], a["alpha"]),
     "ThresholdedRelu": lambda a, xs, shape: xs[0] * (xs[0] > a["alpha"]),
+    "PRelu": lambda a, xs, shape: torch.where(xs[0] > 0, xs[0], xs[0] * xs[1]),
+    "Shrink": _scaled(_shrink, "lambd", "bias"),
     "Clip": _clip,
     "Sigmoid": _unary(torch.sigmoid),
     "Tanh": _unary(torch.tanh),
@@ -173,6 +179,9 @@ TORCH: dict[str, Forward] = {
     "ReduceMean": _reduce(torch.mean),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMin": _reduce(torch.amin),
+    "ReduceL1": _reduce(lambda x, axes, keepdim: x.abs().sum(axes, keepdim=keepdim)),
+    "ReduceL2": _reduce(lambda x, axes, keepdim: torch.linalg.vector_norm(x, 2, axes, keepdim=keepdim)),
+    "ReduceLogSumExp": _reduce(torch.logsumexp),
     "GlobalAveragePool": lambda a, xs, shape: xs[0].mean(tuple(range(2, xs[0].ndim)), keepdim=True),
     "GlobalMaxPool": lambda a, xs, shape: xs[0].flatten(2).max(2).values.reshape(shape),
 }

@@ -130,7 +130,7 @@ def _with_constant(op: str, *shape: int, first: bool = False) -> Callable[[Net, 
     return build
 
 
-def _plain(op: str, *ints: list[int], **attrs: Any) -> Callable[[Net, list[str], str], str]:
+def _plain(op: str, *ints: int | list[int], **attrs: Any) -> Callable[[Net, list[str], str], str]:
     def build(net: Net, x: list[str], name: str) -> str:
         return net(op, *x, *(net.const(i, np.int64) for i in ints), name=name, **attrs)
 
@@ -148,6 +148,21 @@ def _batchnorm(channels: int) -> Callable[[Net, list[str], str], str]:
 
 def _left(net: Net, x: list[str], name: str) -> str:
     return net("MatMul", net.weight(4, 5), *x, name=name)
+
+
+def _einsum(equation: str, *weight: int) -> Callable[[Net, list[str], str], str]:
+    def build(net: Net, x: list[str], name: str) -> str:
+        constant = [net.weight(*weight)] if weight else []
+        return net("Einsum", *x, *constant, name=name, equation=equation)
+
+    return build
+
+
+def _resize(*factors: float, **attrs: Any) -> Callable[[Net, list[str], str], str]:
+    def build(net: Net, x: list[str], name: str) -> str:
+        return net("Resize", *x, "", net.const(factors), name=name, **attrs)
+
+    return build
 
 
 LAYERS: dict[str, Layer] = {
@@ -191,6 +206,10 @@ LAYERS: dict[str, Layer] = {
     "global_average": Layer(((2, 4, 2),), _plain("GlobalAveragePool"), mean=True),
     "reduce_mean": Layer(((4, 2),), _plain("ReduceMean", [1], keepdims=0), mean=True),
     "reduce_sum": Layer(((4, 2),), _plain("ReduceSum", [-1], keepdims=1), mean=True),
+    "times_einsum": Layer(((2, 5),), _einsum("bti,oi->bto", 4, 5)),
+    "total_einsum": Layer(((2, 3),), _einsum("bij->bj"), mean=True),
+    "total_running": Layer(((4, 2),), _plain("CumSum", 1), mean=True),
+    "upsized": Layer(((1, 2, 4),), _resize(1, 1, 2, 0.5, mode="linear"), mean=True),
 }
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from onnx_lrp.adjoints import OPERATORS
+from tests import adjoint_cases
 from tests.adjoint_tools import Case, check, check_model, feeds_for, network
 
 peer = pytest.importorskip("tests.adjoint_torch")
@@ -237,7 +238,7 @@ def pointwise_cases() -> Iterator[Case]:
     newer = {"Gelu": 20, "Swish": 24}
     kinks = ARRAY([-3.0, -2.5, -1, 0, 0.4, 1, 2.5, 3])
     for name, operator in OPERATORS.items():
-        if operator.verb != "pointwise" or name == "Clip":
+        if operator.verb != "pointwise" or name in ("Clip", "PRelu"):  # these have a second input
             continue
         opset, runs = newer.get(name, 18), name != "Swish"
         x = RNG.uniform(*domains.get(name, (-4, 4)), (3, 5))
@@ -391,6 +392,7 @@ FAMILIES = (
     gather_cases,
     shape_cases,
     joining_cases,
+    *adjoint_cases.FAMILIES,
 )
 CASES = [case for family in FAMILIES for case in family()]
 

@@ -126,7 +126,32 @@ def token_net(net: Net) -> str:
     return str(net("Gemm", x, net.weight(4, 3), net.weight(3)))
 
 
-NETS: dict[str, Callable[[Net], str]] = {"picture": picture_net, "vector": vector_net, "token": token_net}
+def upscaled_net(net: Net) -> str:
+    """Pixels shuffled, pictures resized, groups normalized, elements picked and placed."""
+    x = net.input("x", "N", 4, 4, 4)
+    x = net("Conv", net("DepthToSpace", x, blocksize=2), net.weight(4, 1, 2, 2), net.weight(4), strides=[2, 2])
+    x = net("InstanceNormalization", x, net.weight(4), net.weight(4))
+    x = net("PRelu", x, net.weight(4, 1, 1))
+    x = net("Resize", x, "", net.const([1, 1, 2, 2]), mode="linear")
+    x = net("Conv", x, net.weight(5, 4, 2, 2), net.weight(5))
+    x = net("SpaceToDepth", net("Pad", x, net.const([0, 0, 0, 0, 0, 0, 1, 1], np.int64)), blocksize=2)
+    x = net("LayerNormalization", net("Flatten", x), net.weight(320), net.weight(320))
+    x, _ = net("TopK", x, net.const([6], np.int64), outputs=2)
+    rest = net("Einsum", x, net.weight(5, 6), equation="ni,oi->no")
+    x = net("Trilu", net("CumSum", net("Einsum", x, rest, equation="ni,nj->nij"), net.const(2, np.int64)))
+    x = net("GatherND", x, net.const(np.array([[[0, 1], [0, 3], [2, 2]]] * BATCH), np.int64), batch_dims=1)
+    x = net("LpNormalization", x)
+    x = net("ScatterElements", net.weight(BATCH, 4), net.const([[3, 0, 1]] * BATCH, np.int64), x, axis=1)
+    x = net("ScatterElements", x, net.const([[2, 2]] * BATCH, np.int64), net.weight(BATCH, 2), axis=1, reduction="add")
+    return str(net("Gemm", x, net.weight(4, 3), net.weight(3)))
+
+
+NETS: dict[str, Callable[[Net], str]] = {
+    "picture": picture_net,
+    "vector": vector_net,
+    "token": token_net,
+    "upscaled": upscaled_net,
+}
 
 
 @functools.cache
@@ -143,7 +168,8 @@ def feeds_for(name: str, batch: int = BATCH) -> dict[str, np.ndarray]:
         return {"x": rng.integers(0, 9, (batch, 5))}
     if name == "vector":
         return {"x": quarters(rng, (batch, 4)), "y": rng.standard_normal((batch, 4)).astype(np.float32)}
-    return {"x": rng.standard_normal((batch, 3, 8, 8)).astype(np.float32)}
+    shape = (4, 4, 4) if name == "upscaled" else (3, 8, 8)
+    return {"x": rng.standard_normal((batch, *shape)).astype(np.float32)}
 
 
 def missing(found: dict[str, np.ndarray], names: list[str]) -> tuple[np.ndarray, float]:

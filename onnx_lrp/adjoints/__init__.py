@@ -1,6 +1,17 @@
 """Adjoints of ONNX operators: the registry, and one file per family that fills it."""
 
-from onnx_lrp.adjoints import arithmetic, contraction, movement, normalization, pointwise, pooling, reduction
+from onnx_lrp.adjoints import (
+    arithmetic,
+    contraction,
+    einsum,
+    indexing,
+    movement,
+    normalization,
+    pointwise,
+    pooling,
+    reduction,
+    resize,
+)
 from onnx_lrp.adjoints.registry import OPERATORS, Operator, adjoint
 
 __all__ = [
@@ -9,9 +20,12 @@ __all__ = [
     "adjoint",
     "arithmetic",
     "contraction",
+    "einsum",
+    "indexing",
     "movement",
     "normalization",
     "pointwise",
     "pooling",
     "reduction",
+    "resize",
 ]

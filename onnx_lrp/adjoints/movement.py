@@ -171,6 +171,34 @@ def _where(e: Emitter, call: Call, d: Value) -> Sequence[Value | None]:
     return [None, e.op("Where", condition, d, nothing), e.op("Where", condition, nothing, d)]
 
 
+@linear("DepthToSpace", moves=True)
+def _depth_to_space(e: Emitter, call: Call, d: Value) -> Value:
+    """SpaceToDepth; in mode CRD the channels it gives, (block, channel), change places."""
+    x, block = call.given(0), int(call.attrs["blocksize"])
+    back = e.op("SpaceToDepth", d, blocksize=block, shape=x.shape)
+    if call.attrs.get("mode", "DCR") == "DCR":
+        return back
+    split = e.op("Reshape", back, concat_ints(e, [[0, block * block, -1], dim_of(e, x, 2), dim_of(e, x, 3)]))
+    return reshape_like(e, e.op("Transpose", split, perm=[0, 2, 1, 3, 4]), x)
+
+
+@linear("SpaceToDepth", moves=True)
+def _space_to_depth(e: Emitter, call: Call, d: Value) -> Value:
+    return e.op("DepthToSpace", d, blocksize=int(call.attrs["blocksize"]), mode="DCR", shape=call.given(0).shape)
+
+
+@linear("Trilu", moves=True)
+def _trilu(e: Emitter, call: Call, d: Value) -> Value:
+    """The same triangle of the cotangent."""
+    return e.op("Trilu", d, call.input(1), upper=int(call.attrs.get("upper", 1)))
+
+
+@linear("ReverseSequence", moves=True)
+def _reverse_sequence(e: Emitter, call: Call, d: Value) -> Value:
+    """Reversed twice is as before."""
+    return e.op("ReverseSequence", d, call.given(1), **call.attrs)
+
+
 barrier(
     "Shape",
     "Size",
@@ -203,4 +231,6 @@ barrier(
     "BitwiseNot",
     "BitwiseOr",
     "BitwiseXor",
+    "Hardmax",
+    "Mod",
 )

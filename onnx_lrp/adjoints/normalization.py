@@ -1,10 +1,17 @@
-"""Softmax, LogSoftmax, LRN."""
+"""Softmax, LRN, and layers that bring their input to mean zero and length one.
+
+In the gradient all of these are live; rule books hold the divisor constant.
+"""
 
 from __future__ import annotations
 
-from onnx_lrp.adjoints.registry import nonlinear
-from onnx_lrp.adjoints.shapes import ints, number, reshape_like
+from collections.abc import Sequence
+
+from onnx_lrp.adjoints.reduction import count_along, lp_slopes
+from onnx_lrp.adjoints.registry import Cotangents, nonlinear
+from onnx_lrp.adjoints.shapes import along_axis, ints, number, reshape_like, spatial_axes
 from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import ModelError
 
 
 def _axis(call: Call) -> int:
@@ -50,3 +57,115 @@ def _lrn(e: Emitter, call: Call, d: Value) -> Value:
     power = e.op("Pow", scale, -beta)
     inner = _channel_sum(e, d * x * power / scale, after, before)
     return d * power - x * inner * (2 * alpha * beta / size)
+
+
+# ---- z = (x - mean) * s --------------------------------------------------------------------------------------------
+
+
+def _mean(e: Emitter, value: Value, axes: Sequence[int]) -> Value:
+    return e.op("ReduceMean", value, ints(e, axes), keepdims=1)
+
+
+def _centred(e: Emitter, x: Value, axes: Sequence[int]) -> Value:
+    return x - _mean(e, x, axes)
+
+
+def _inverse_root(e: Emitter, x: Value, axes: Sequence[int], epsilon: float) -> Value:
+    """1 / √(mean of x² + epsilon)."""
+    return 1.0 / e.op("Sqrt", _mean(e, x * x, axes) + epsilon)
+
+
+def _back(e: Emitter, g: Value, z: Value, s: Value, axes: Sequence[int]) -> Value:
+    """Of z = x s, s = 1 / √(mean x² + ε), the adjoint is s (g - z mean(g z))."""
+    return s * (g - z * _mean(e, g * z, axes))
+
+
+@nonlinear("LayerNormalization", broadcasts=True, every=True)
+def _layer_normalization(e: Emitter, call: Call, cotangents: Cotangents) -> Sequence[Value | None]:
+    """Y = z scale + b, z = (x - m) s: dx = s (g - mean g - z mean(g z)) with g = d scale.
+
+    The outputs m and s add dm / n and - ds s² z / n.
+    """
+    x, scale = call.given(0), call.given(1)
+    axes = list(range(int(call.attrs.get("axis", -1)) % x.rank, x.rank))
+    off = _centred(e, x, axes)
+    s = _inverse_root(e, off, axes, number(call, "epsilon", 1e-5))
+    z = off * s
+    d, of_mean, of_inverse = [*cotangents, None, None][:3]
+    parts = []
+    if d is not None:
+        parts.append(_centred(e, _back(e, d * scale, z, s, axes), axes))
+    if of_mean is not None:
+        parts.append(of_mean / count_along(e, x, axes))
+    if of_inverse is not None:
+        parts.append(-(of_inverse * s * s * z) / count_along(e, x, axes))
+    total = parts[0] if len(parts) == 1 else e.op("Sum", *parts)
+    return [total, None if d is None else d * z, d]
+
+
+@nonlinear("RMSNormalization", broadcasts=True)
+def _rms_normalization(e: Emitter, call: Call, d: Value) -> Sequence[Value]:
+    """Y = z scale, z = x s with s = 1 / √(mean x² + ε): dx = s (g - z mean(g z)) with g = d scale."""
+    x, scale = call.given(0), call.given(1)
+    axes = list(range(int(call.attrs.get("axis", -1)) % x.rank, x.rank))
+    s = _inverse_root(e, x, axes, number(call, "epsilon", 1e-5))
+    z = x * s
+    return [_back(e, d * scale, z, s, axes), d * z]
+
+
+def _of_channels(e: Emitter, call: Call, value: Value) -> Value:
+    """Sum over all but the channels."""
+    return e.op("ReduceSum", value, ints(e, [0, *spatial_axes(call)]), keepdims=0)
+
+
+@nonlinear("InstanceNormalization")
+def _instance_normalization(e: Emitter, call: Call, d: Value) -> Sequence[Value]:
+    """As LayerNormalization, over the positions of each channel; scale and bias have one number per channel."""
+    x, axes = call.given(0), spatial_axes(call)
+    off = _centred(e, x, axes)
+    s = _inverse_root(e, off, axes, number(call, "epsilon", 1e-5))
+    z = off * s
+    g = d * along_axis(e, call.given(1), 1, x.rank)
+    return [_centred(e, _back(e, g, z, s, axes), axes), _of_channels(e, call, d * z), _of_channels(e, call, d)]
+
+
+@nonlinear("GroupNormalization")
+def _group_normalization(e: Emitter, call: Call, d: Value) -> Sequence[Value]:
+    """As LayerNormalization, over each group of channels; scale and bias have one number per channel."""
+    if e.opset < 21:
+        raise ModelError(
+            f"node '{call.site}' (GroupNormalization) has scales per group, which opset 21 gave up; "
+            "export with opset 21 or higher"
+        )
+    x = call.given(0)
+    groups = ints(e, [0, int(call.attrs["num_groups"]), -1])
+    off = _centred(e, e.op("Reshape", x, groups), [2])
+    s = _inverse_root(e, off, [2], number(call, "epsilon", 1e-5))
+    z = off * s
+    g = e.op("Reshape", d * along_axis(e, call.given(1), 1, x.rank), groups)
+    back = reshape_like(e, _centred(e, _back(e, g, z, s, [2]), [2]), x)
+    return [back, _of_channels(e, call, d * reshape_like(e, z, x)), _of_channels(e, call, d)]
+
+
+@nonlinear("MeanVarianceNormalization")
+def _mean_variance_normalization(e: Emitter, call: Call, d: Value) -> Value:
+    """Y = (x - m) / (σ + ε), ε = 1e-9: dx = (d - mean d - y mean(d y) (σ + ε) / σ) / (σ + ε)."""
+    x, axes = call.given(0), list(call.attrs.get("axes") or [0, 2, 3])
+    off = _centred(e, x, axes)
+    deviation = e.op("Sqrt", _mean(e, off * off, axes))
+    flat = e.op("Equal", deviation, e.const(0, x.dtype))
+    sigma = e.op("Where", flat, e.const(1, x.dtype), deviation)
+    whole = deviation + 1e-9
+    y = off / whole
+    return (_centred(e, d, axes) - y * (_mean(e, d * y, axes) * (whole / sigma))) / whole
+
+
+@nonlinear("LpNormalization")
+def _lp_normalization(e: Emitter, call: Call, d: Value) -> Value:
+    """Y = x / n, n = (Σ |x|^p)^(1/p): dx = (d - Σ(d y) dn/dx) / n, 0 where all x are zero."""
+    x, axis, p = call.given(0), ints(e, [int(call.attrs.get("axis", -1))]), int(call.attrs.get("p", 2))
+    norm = e.op("ReduceL1" if p == 1 else "ReduceL2", x, axis, keepdims=1)
+    inner, outer = lp_slopes(e, x, norm, p)
+    present = lp_slopes(e, x, norm, 1)[0]
+    length = norm + (1.0 - present)
+    return (d - e.op("ReduceSum", d * x, axis, keepdims=1) / length * inner * outer) * present / length

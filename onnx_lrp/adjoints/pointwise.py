@@ -108,6 +108,14 @@ def _softsign(e: Emitter, call: Call, x: Value, y: Value) -> Value:
 
 pointwise("Relu", lambda e, call, x, y: _step(e, y))
 pointwise("LeakyRelu", lambda e, call, x, y: _where(e, _above(e, x), 1.0, number(call, "alpha", 0.01), x))
+# The slope of PRelu, its second input, counts where x is negative.
+pointwise(
+    "PRelu",
+    lambda e, call, x, y: _where(e, _above(e, x), 1.0, call.given(1), x),
+    lambda e, call, x, y: e.op("Min", x, 0.0),
+)
+# Between its thresholds Shrink gives 0, beyond them x moved by a constant.
+pointwise("Shrink", lambda e, call, x, y: _step(e, e.op("Abs", x), number(call, "lambd", 0.5)))
 pointwise("ThresholdedRelu", lambda e, call, x, y: _step(e, x, number(call, "alpha", 1.0)))
 pointwise("Clip", _inside, _at_low, _at_high)
 pointwise("Sigmoid", lambda e, call, x, y: y * (1.0 - y))

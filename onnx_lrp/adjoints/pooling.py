@@ -1,4 +1,4 @@
-"""MaxPool and AveragePool."""
+"""MaxPool, AveragePool, LpPool."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnx_lrp.adjoints.reduction import lp_slopes
 from onnx_lrp.adjoints.registry import linear, nonlinear
 from onnx_lrp.adjoints.shapes import (
     cast_like,
@@ -131,11 +132,15 @@ def _window_back(e: Emitter, spread: Value, x: Value, axes: list[int], begin: li
 
 @linear("AveragePool")
 def _average_pool(e: Emitter, call: Call, d: Value) -> Value:
-    """Cotangent / count, spread over each window by a transposed convolution with ones; channels join the batch."""
+    """Cotangent / count, spread over each window."""
+    return _spread_windows(e, call, d / window_count(e, call))
+
+
+def _spread_windows(e: Emitter, call: Call, share: Value) -> Value:
+    """Add what each window gets to all its elements: a transposed convolution with ones; channels join the batch."""
     x, w = call.given(0), window(call)
     axes = list(range(2, 2 + len(w.kernel)))
-    share = d / window_count(e, call)
-    rows = e.op("Reshape", share, concat_ints(e, [[-1, 1], *(dim_of(e, d, a) for a in axes)]))
+    rows = e.op("Reshape", share, concat_ints(e, [[-1, 1], *(dim_of(e, share, a) for a in axes)]))
     ones = e.const(np.ones((1, 1, *w.kernel), x.dtype), name="ones")
     attrs: dict[str, Any] = w.attrs(place=False)
     spread = e.op("ConvTranspose", rows, ones, output_padding=[s - 1 for s in w.strides], **attrs)
@@ -163,3 +168,17 @@ def window_count(e: Emitter, call: Call) -> Value | float:
     kernel = e.const(np.ones((1, 1, *w.kernel), x.dtype), name="ones")
     count = e.op("Conv", padded, kernel, **w.attrs(place=False))
     return crop_like(e, count, call.output, axes, [0] * len(axes))
+
+
+@nonlinear("LpPool")
+def _lp_pool(e: Emitter, call: Call, d: Value) -> Value:
+    """Y = (Σ |x|^p)^(1/p) over a window: dx = sign(x) |x|^(p-1) · Σ over the windows of x of d y^(1-p)."""
+    inner, outer = lp_slopes(e, call.given(0), call.output, int(call.attrs.get("p", 2)))
+    return _spread_windows(e, call, d * inner) * outer
+
+
+@nonlinear("GlobalLpPool")
+def _global_lp_pool(e: Emitter, call: Call, d: Value) -> Value:
+    """The same with one window over all positions."""
+    inner, outer = lp_slopes(e, call.given(0), call.output, int(call.attrs.get("p", 2)))
+    return d * inner * outer

@@ -1,6 +1,8 @@
-"""Sums, means and extremes over axes."""
+"""Sums, means, norms, products and extremes over axes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -75,3 +77,71 @@ def _global_max(e: Emitter, call: Call, d: Value) -> Value:
     places = e.op("Range", e.const(0, np.int64), length, e.const(1, np.int64))
     hit = cast_like(e, e.op("Equal", places, winner), x)
     return reshape_like(e, hit * e.op("Reshape", d, ints(e, [0, 0, 1])), x)
+
+
+@linear("CumSum")
+def _cum_sum(e: Emitter, call: Call, d: Value) -> Value:
+    """The sum from the other end: y_i = Σ_{j<=i} x_j, so dx_j = Σ_{i>=j} d_i; exclusive stays exclusive."""
+    exclusive, backwards = (int(call.attrs.get(name, 0)) for name in ("exclusive", "reverse"))
+    return e.op("CumSum", d, call.given(1), exclusive=exclusive, reverse=1 - backwards)
+
+
+def lp_slopes(e: Emitter, x: Value, y: Value, p: int) -> tuple[Value, Value]:
+    """The slope dy/dx of y = (Σ |x|^p)^(1/p) as a factor of the size of y, y^(1-p), and one of x, sign(x) |x|^(p-1).
+
+    Where all x are zero there is a kink: the first factor is 0.
+    """
+    zero, one = e.const(0, y.dtype), e.const(1, y.dtype)
+    empty = e.op("Equal", y, zero)
+    length = e.op("Where", empty, one, y)
+    if p == 1:
+        return cast_like(e, e.op("Not", empty), y), e.op("Sign", x)
+    if p == 2:
+        return e.op("Where", empty, zero, 1.0 / length), x
+    inner = e.op("Where", empty, zero, e.op("Pow", length, float(1 - p)))
+    return inner, e.op("Sign", x) * e.op("Pow", e.op("Abs", x), float(p - 1))
+
+
+@nonlinear("ReduceL1")
+def _reduce_l1(e: Emitter, call: Call, d: Value) -> Value:
+    """Dx = d sign(x)."""
+    return keep_axes(e, call, d) * e.op("Sign", call.given(0))
+
+
+@nonlinear("ReduceL2")
+def _reduce_l2(e: Emitter, call: Call, d: Value) -> Value:
+    """Dx = d x / y, 0 where all x are zero."""
+    inner, outer = lp_slopes(e, call.given(0), call.output, 2)
+    return keep_axes(e, call, d * inner) * outer
+
+
+@nonlinear("ReduceSumSquare")
+def _reduce_sum_square(e: Emitter, call: Call, d: Value) -> Value:
+    """Dx = 2 d x."""
+    return keep_axes(e, call, d) * call.given(0) * 2.0
+
+
+@nonlinear("ReduceLogSum")
+def _reduce_log_sum(e: Emitter, call: Call, d: Value) -> Value:
+    """Dx = d / Σ x."""
+    return keep_axes(e, call, d * e.op("Exp", -call.output))
+
+
+@nonlinear("ReduceLogSumExp")
+def _reduce_log_sum_exp(e: Emitter, call: Call, d: Value) -> Value:
+    """Dx = d exp(x - y): d times the softmax of x."""
+    return keep_axes(e, call, d) * e.op("Exp", call.given(0) - keep_axes(e, call, call.output))
+
+
+@nonlinear("ReduceProd")
+def _reduce_prod(e: Emitter, call: Call, d: Value) -> Value:
+    """Dx_j = d times the product of all others: where others are zero it is 0, at the only zero that of the rest."""
+    x = call.given(0)
+    known = None if reduced_axes(e, call) is not None else (None,) * x.rank
+    kept: dict[str, Any] = {"keepdims": 1, "noop_with_empty_axes": int(call.attrs.get("noop_with_empty_axes", 0))}
+    zero = e.op("Equal", x, e.const(0, x.dtype))
+    rest = e.op("Where", zero, e.const(1, x.dtype), x)
+    zeros = cast_like(e, zero, x)
+    product = e.op("ReduceProd", rest, call.input(1), shape=known, **kept)
+    others = e.op("ReduceSum", zeros, call.input(1), shape=known, **kept) - zeros
+    return keep_axes(e, call, d) * e.op("Where", e.op("Greater", others, 0.0), e.const(0, x.dtype), product / rest)

@@ -36,6 +36,7 @@ class Operator:
         factors: the two factors of a bilinear operator.
         bias: index of its additive input; None where it has none.
         bias_shape: shape of a bias where the call has none; None where a scalar will do.
+        settings: indices of float inputs that say how it works, and are no part of the sum.
         forward: how to emit it, if it is a view that ONNX has no operator for.
     """
 
@@ -48,20 +49,26 @@ class Operator:
     factors: tuple[int, int] = (0, 1)
     bias: int | None = None
     bias_shape: Callable[[Call], tuple[Any, ...] | None] | None = None
+    settings: tuple[int, ...] = ()
     forward: Forward | None = None
 
 
 OPERATORS: dict[str, Operator] = {}
 
 
-def _register(operator: Operator) -> None:
+def enter(operator: Operator) -> None:
+    """Add an operator; the verbs below do so."""
     if operator.name in OPERATORS:
         raise ValueError(f"operator {operator.name} is registered twice")
     OPERATORS[operator.name] = operator
 
 
 def linear(
-    *names: str, moves: bool = False, elementwise: bool = False, broadcasts: bool = False
+    *names: str,
+    moves: bool = False,
+    elementwise: bool = False,
+    broadcasts: bool = False,
+    settings: tuple[int, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register an operator that is linear in all active inputs: ``f(e, call, d) -> cotangent(s)`` for one output."""
 
@@ -71,7 +78,7 @@ def linear(
             return result if isinstance(result, list | tuple) else (result,)
 
         for name in names:
-            _register(Operator(name, "linear", adjoint, moves, elementwise, broadcasts))
+            enter(Operator(name, "linear", adjoint, moves, elementwise, broadcasts, settings=settings))
         return f
 
     return register
@@ -97,7 +104,7 @@ def bilinear(
         pieces = [first, second, bias_adjoint or (lambda e, call, d: d)]
         return [pieces[i](e, call, d) if i in wanted else None for i in range(len(call.inputs))]
 
-    _register(
+    enter(
         Operator(
             name,
             "bilinear",
@@ -122,21 +129,24 @@ def pointwise(name: str, *derivatives: Callable[[Emitter, Call, Value, Value], V
         assert d is not None
         return [d * derivative(e, call, x, y) if i in wanted else None for i, derivative in enumerate(derivatives)]
 
-    _register(Operator(name, "pointwise", adjoint, elementwise=True, broadcasts=len(derivatives) > 1))
+    enter(Operator(name, "pointwise", adjoint, elementwise=True, broadcasts=len(derivatives) > 1))
 
 
 def nonlinear(
-    *names: str, moves: bool = False, broadcasts: bool = False
+    *names: str, moves: bool = False, broadcasts: bool = False, every: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register any other differentiable operator: ``f(e, call, d) -> cotangent(s)``."""
+    """Register any other differentiable operator: ``f(e, call, d) -> cotangent(s)``.
+
+    With ``every``, d is the cotangents of all outputs, None for zero; without, that of the first output.
+    """
 
     def register(f: Callable[..., Any]) -> Callable[..., Any]:
         def adjoint(e: Emitter, call: Call, cotangents: Cotangents, wanted: Collection[int]) -> Cotangents:
-            result = f(e, call, cotangents[0])
+            result = f(e, call, cotangents if every else cotangents[0])
             return result if isinstance(result, list | tuple) else (result,)
 
         for name in names:
-            _register(Operator(name, "nonlinear", adjoint, moves=moves, broadcasts=broadcasts))
+            enter(Operator(name, "nonlinear", adjoint, moves=moves, broadcasts=broadcasts))
         return f
 
     return register
@@ -145,7 +155,7 @@ def nonlinear(
 def barrier(*names: str) -> None:
     """Register operators that have no derivative by design: influence stops there."""
     for name in names:
-        _register(Operator(name, "barrier"))
+        enter(Operator(name, "barrier"))
 
 
 def adjoint(

@@ -166,6 +166,8 @@ class Emitter:
     ) -> tuple[Value, ...]:
         """Emit an operator with several outputs (or one); like :meth:`op`."""
         values = self._operands(inputs)
+        if kind == "Shape" and values[0] is not None and (lengths := _static_lengths(values[0], attrs)) is not None:
+            return (self.const(np.array(lengths, np.int64), name="shape"),)
         key = (
             kind,
             outputs,
@@ -394,6 +396,14 @@ class Emitter:
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
+
+
+def _static_lengths(value: Value, attrs: dict[str, Any]) -> list[int] | None:
+    """What Shape gives where all the axes it is asked for are known."""
+    if value.facts.shape is None:
+        return None
+    lengths = value.facts.shape[attrs.get("start", 0) : attrs.get("end")]
+    return [d for d in lengths if isinstance(d, int)] if all(isinstance(d, int) for d in lengths) else None
 
 
 def _merge(a: Shape | None, b: Shape | None) -> Shape | None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_lrp.adjoints import OPERATORS
+from onnx_lrp.bodies import in_known_operators
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
 from onnx_lrp.facts import Facts, Shape, sign_of_array
@@ -131,7 +132,7 @@ def read_view(source: Source, portable: bool) -> View:
             continue
         nothing = Facts(np.dtype(np.float32), None)
         e.source_call(call, node.output, [known.get(n, nothing) for n in node.output])
-        calls.append(call)
+        calls.extend(in_known_operators(e, call))
     return View(e, calls, inputs, [o.name for o in graph.output])
 
 

@@ -1,0 +1,108 @@
+"""Operators without an adjoint of their own, seen through the function body that ONNX's schema gives them.
+
+The source keeps its fused node. Only the view changes: the body is emitted beside it, where the walk needs its inner
+tensors, and its last outputs are the source's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+from onnx import inliner
+
+from onnx_lrp.adjoints import OPERATORS
+from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import ModelError
+from onnx_lrp.model import array_of
+
+
+def has_body(op: str, opset: int) -> bool:
+    """True if ONNX defines the operator as a function of others."""
+    try:
+        schema = onnx.defs.get_schema(op, opset, "")
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined]
+
+
+def in_known_operators(e: Emitter, call: Call) -> list[Call]:
+    """A call itself where the registry knows its operator (or nobody can help), else the calls of its body."""
+    if call.domain or call.op in OPERATORS or not has_body(call.op, e.opset):
+        return [call]
+    body = expand(e, call)
+    return [call] if body is None else [inner for part in body for inner in in_known_operators(e, part)]
+
+
+def expand(e: Emitter, call: Call) -> list[Call] | None:
+    """The calls that a source node stands for; None where its body does not help (control flow, unknown types)."""
+    if any(v is not None and v.facts.shape is None for v in (*call.inputs, *call.outputs)):
+        return None
+    graph = _inlined(e, call)
+    if graph is None or any(a.HasField("g") for n in graph.node for a in n.attribute):
+        return None
+    known: dict[str, Value | None] = {"": None}
+    known |= {f"i{k}": v for k, v in enumerate(call.inputs)}
+    own = {f"o{k}": v for k, v in enumerate(call.outputs) if v is not None}
+    calls: list[Call] = []
+    with e.scope(call.site, doc=f"body of {call.op} {call.site}"):
+        for node in graph.node:
+            inputs = tuple(known[name] for name in node.input)
+            attrs = _attributes(node)
+            if node.op_type == "Constant":
+                known[node.output[0]] = e.const(next(iter(attrs.values())))
+                continue
+            if any(name in own for name in node.output):
+                # The end of the body: its result is what the source's node makes.
+                outputs = tuple(own.get(name) for name in node.output)
+                calls.append(Call(node.op_type, inputs, outputs, attrs, call.site, note=f"body of {call.op}"))
+            else:
+                try:
+                    made = e.ops(node.op_type, *inputs, outputs=len(node.output), **attrs)
+                except (ModelError, onnx.defs.SchemaError):
+                    return None
+                maker = e.producers.get(made[0].name)
+                if maker is not None and all(maker is not c for c in calls):
+                    maker.note = f"body of {call.op}"
+                    calls.append(maker)
+                outputs = made
+            known |= dict(zip(node.output, outputs, strict=True))
+    return calls
+
+
+def _inlined(e: Emitter, call: Call) -> onnx.GraphProto | None:
+    """A model of the one node with its body in its place."""
+    plain = {k: onnx.numpy_helper.from_array(v) if hasattr(v, "dtype") else v for k, v in call.attrs.items()}
+    names = [f"i{k}" if v is not None else "" for k, v in enumerate(call.inputs)]
+    results = [f"o{k}" if v is not None else "" for k, v in enumerate(call.outputs)]
+    node = onnx.helper.make_node(call.op, names, results, **plain)
+
+    def infos(prefix: str, values: tuple[Value | None, ...]) -> list[onnx.ValueInfoProto]:
+        return [
+            onnx.helper.make_tensor_value_info(
+                f"{prefix}{k}", onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.facts.shape
+            )
+            for k, v in enumerate(values)
+            if v is not None
+        ]
+
+    graph = onnx.helper.make_graph([node], "one", infos("i", call.inputs), infos("o", call.outputs))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", e.opset)], ir_version=10)
+    try:
+        inlined = inliner.inline_selected_functions(model, [("", call.op)], inline_schema_functions=True)
+    except Exception:  # the inliner raises untyped errors for what it cannot specialise: then there is no body to see
+        return None
+    found: onnx.GraphProto = inlined.graph
+    return None if any(n.op_type == call.op for n in found.node) else found
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    attrs: dict[str, Any] = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, bytes):
+            value = value.decode()
+        elif isinstance(value, onnx.TensorProto):
+            value = array_of(value)
+        attrs[attribute.name] = list(value) if attribute.ints or attribute.floats else value
+    return attrs

@@ -6,15 +6,13 @@ tensors, and its last outputs are the source's own.
 
 from __future__ import annotations
 
-from typing import Any
-
 import onnx
 from onnx import inliner
 
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import ModelError
-from onnx_lrp.model import array_of
+from onnx_lrp.model import attributes_of
 
 
 def has_body(op: str, opset: int) -> bool:
@@ -48,7 +46,7 @@ def expand(e: Emitter, call: Call) -> list[Call] | None:
     with e.scope(call.site, doc=f"body of {call.op} {call.site}"):
         for node in graph.node:
             inputs = tuple(known[name] for name in node.input)
-            attrs = _attributes(node)
+            attrs = attributes_of(node)
             if node.op_type == "Constant":
                 known[node.output[0]] = e.const(next(iter(attrs.values())))
                 continue
@@ -94,15 +92,3 @@ def _inlined(e: Emitter, call: Call) -> onnx.GraphProto | None:
         return None
     found: onnx.GraphProto = inlined.graph
     return None if any(n.op_type == call.op for n in found.node) else found
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    attrs: dict[str, Any] = {}
-    for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        if isinstance(value, bytes):
-            value = value.decode()
-        elif isinstance(value, onnx.TensorProto):
-            value = array_of(value)
-        attrs[attribute.name] = list(value) if attribute.ints or attribute.floats else value
-    return attrs

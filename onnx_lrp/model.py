@@ -323,6 +323,19 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes as Python values: text, numbers, lists, arrays, graphs."""
+    attrs: dict[str, Any] = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        elif isinstance(value, onnx.TensorProto):
+            value = array_of(value)
+        attrs[attribute.name] = list(value) if attribute.ints or attribute.floats else value
+    return attrs
+
+
 def inferred_graph(source: Source) -> onnx.GraphProto:
     """The skeleton with inferred shapes (a copy: the source is not touched)."""
     try:

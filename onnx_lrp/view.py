@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +15,7 @@ from onnx_lrp.bodies import in_known_operators
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
 from onnx_lrp.facts import Facts, Shape, sign_of_array
-from onnx_lrp.model import Source, array_of, inferred_graph
+from onnx_lrp.model import Source, array_of, attributes_of, inferred_graph
 
 # Layers whose weights a rule modifies, and which rule books count as layers.
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -137,16 +136,10 @@ def read_view(source: Source, portable: bool) -> View:
 
 
 def _call(e: Emitter, node: onnx.NodeProto) -> Call:
-    attrs: dict[str, Any] = {}
-    for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        if isinstance(value, bytes):
-            value = value.decode(errors="replace")
-        elif isinstance(value, onnx.TensorProto):
-            value = array_of(value)
-        attrs[attribute.name] = list(value) if attribute.ints or attribute.floats else value
     inputs = tuple(e.values.get(name) if name else None for name in node.input)
-    return Call(node.op_type, inputs, (), attrs, node.name, "" if node.domain == "ai.onnx" else node.domain)
+    return Call(
+        node.op_type, inputs, (), attributes_of(node), node.name, "" if node.domain == "ai.onnx" else node.domain
+    )
 
 
 def _declare_constant(e: Emitter, tensor: onnx.TensorProto) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from onnx_lrp.reference import run_double, to_double
 
-__all__ = ["RNG", "numbers", "run_double", "to_double", "worst"]
+__all__ = ["RNG", "numbers", "run_double", "to_double", "worst", "write_image"]
 
 # Wound back before every test (conftest.py), so that no test depends on which ones ran before it.
 RNG = np.random.default_rng(7)
@@ -23,3 +26,11 @@ def worst(found: np.ndarray, expected: np.ndarray) -> float:
     assert found.shape == expected.shape, f"{found.shape} instead of {expected.shape}"
     assert np.isfinite(found).all()
     return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def write_image(path: Path, pixels: Any, **options: Any) -> Path:
+    """Write pixels as a picture."""
+    from PIL import Image
+
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path, **options)
+    return path

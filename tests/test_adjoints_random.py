@@ -16,26 +16,10 @@ import pytest
 
 from onnx_lrp.adjoints import OPERATORS
 from tests import adjoint_cases
+from tests.adjoint_cases import ARRAY, RNG, ints, normal, positive
 from tests.adjoint_tools import Case, check, check_model, feeds_for, network
 
 peer = pytest.importorskip("tests.adjoint_torch")
-
-ARRAY = np.array
-RNG = np.random.default_rng(20)
-
-
-def normal(*shape: int) -> np.ndarray:
-    """Random numbers of both signs."""
-    return RNG.standard_normal(shape)
-
-
-def positive(*shape: int) -> np.ndarray:
-    """Random numbers between 0.5 and 1.5."""
-    return RNG.uniform(0.5, 1.5, shape)
-
-
-def ints(*values: Any) -> np.ndarray:
-    return np.array(values, np.int64)
 
 
 def draw(*choices: Any) -> Any:

@@ -8,13 +8,9 @@ import pytest
 from onnx_lrp.errors import InputError
 from onnx_lrp.inputs import find_inputs, fit, read_inputs
 from onnx_lrp.preprocess import Preprocess
+from tests.support import write_image
 
-Image = pytest.importorskip("PIL.Image")
-
-
-def write_image(path, pixels, **options):
-    Image.fromarray(np.asarray(pixels, np.uint8)).save(path, **options)
-    return path
+pytest.importorskip("PIL.Image")
 
 
 @pytest.fixture

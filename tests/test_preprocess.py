@@ -15,13 +15,9 @@ from onnx_lrp.preprocess import (
     picture,
     to_array,
 )
+from tests.support import write_image
 
 Image = pytest.importorskip("PIL.Image")
-
-
-def write_image(path, pixels, **options):
-    Image.fromarray(np.asarray(pixels, np.uint8)).save(path, **options)
-    return path
 
 
 @pytest.fixture

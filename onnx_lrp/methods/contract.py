@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -70,14 +71,14 @@ class Method(Protocol):
         """
 
 
-class OneWalk:
+class OneWalk(abc.ABC):
     """A method of one walk to the reported tensors."""
 
     tensors: ClassVar[Sequence[str]] = ()
 
+    @abc.abstractmethod
     def step_for(self, place: Place) -> tuple[Step, str, str] | None:
         """The step of a call, the rule's name and why; None where there is none."""
-        raise NotImplementedError
 
     def finish(self, e: Emitter, x: Value, relevance: Relevance) -> Value:
         """What is reported for a tensor: its relevance, multiplied out."""

@@ -1,4 +1,4 @@
-"""Operators without an adjoint of their own, seen through the function body that ONNX's schema gives them.
+"""Operators without an adjoint of their own, seen through a function body: the one in ONNX's schema, or one of ours.
 
 The source keeps its fused node. Only the view changes: the body is emitted beside it, where the walk needs its inner
 tensors, and its last outputs are the source's own.
@@ -6,13 +6,16 @@ tensors, and its last outputs are the source's own.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 from onnx import inliner
 
 from onnx_lrp.adjoints import OPERATORS
-from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.emit import Call, Emitter, Value, named_axes
 from onnx_lrp.errors import ModelError
 from onnx_lrp.model import attributes_of
+from onnx_lrp.own_bodies import OWN_BODIES
 
 
 def has_body(op: str, opset: int) -> bool:
@@ -26,10 +29,33 @@ def has_body(op: str, opset: int) -> bool:
 
 def in_known_operators(e: Emitter, call: Call) -> list[Call]:
     """A call itself where the registry knows its operator (or nobody can help), else the calls of its body."""
-    if call.domain or call.op in OPERATORS or not has_body(call.op, e.opset):
+    if call.domain or call.op in OPERATORS or not (call.op in OWN_BODIES or has_body(call.op, e.opset)):
         return [call]
-    body = expand(e, call)
+    body = spelled_out(e, call) if call.op in OWN_BODIES else expand(e, call)
     return [call] if body is None else [inner for part in body for inner in in_known_operators(e, part)]
+
+
+def spelled_out(e: Emitter, call: Call) -> list[Call]:
+    """The calls of a body of ours, its result being what the source's node makes."""
+    before = len(e.producers)
+    with e.scope(call.site, doc=f"body of {call.op} {call.site}"):
+        result = OWN_BODIES[call.op](e, call)
+    last = e.producers[result.name]
+    # What another body has emitted already is seen there.
+    calls = [maker for maker in dict.fromkeys(list(e.producers.values())[before:]) if maker is not last]
+    for part in calls:
+        _name_axes(part)
+    calls.append(replace(last, outputs=call.outputs))
+    for part in calls:
+        part.note = f"body of {call.op}"
+    return calls
+
+
+def _name_axes(call: Call) -> None:
+    """A symbol for every axis of unknown length: two of them are not known to be equal."""
+    for value in call.outputs:
+        if value is not None:
+            value.facts = replace(value.facts, shape=named_axes(value.facts.shape, value.name))
 
 
 def expand(e: Emitter, call: Call) -> list[Call] | None:
@@ -43,6 +69,7 @@ def expand(e: Emitter, call: Call) -> list[Call] | None:
     known |= {f"i{k}": v for k, v in enumerate(call.inputs)}
     own = {f"o{k}": v for k, v in enumerate(call.outputs) if v is not None}
     calls: list[Call] = []
+    before = set(e.producers)  # what another body has emitted already is seen there
     with e.scope(call.site, doc=f"body of {call.op} {call.site}"):
         for node in graph.node:
             inputs = tuple(known[name] for name in node.input)
@@ -60,8 +87,9 @@ def expand(e: Emitter, call: Call) -> list[Call] | None:
                 except (ModelError, onnx.defs.SchemaError):
                     return None
                 maker = e.producers.get(made[0].name)
-                if maker is not None and all(maker is not c for c in calls):
+                if maker is not None and made[0].name not in before and all(maker is not c for c in calls):
                     maker.note = f"body of {call.op}"
+                    _name_axes(maker)
                     calls.append(maker)
                 outputs = made
             known |= dict(zip(node.output, outputs, strict=True))

@@ -20,7 +20,7 @@ from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Facts, Shape, Sign, sign_of, sign_of_array
 from onnx_lrp.values import Array, Call, Operand, Value
 
-__all__ = ["Array", "Call", "Emitter", "Forward", "Operand", "Value"]
+__all__ = ["Array", "Call", "Emitter", "Forward", "Operand", "Value", "named_axes"]
 
 _FOLD_LIMIT = 64  # elements; larger constants stay operators on the source's weights, which the runtime folds at load
 
@@ -300,7 +300,7 @@ class Emitter:
                 continue
             facts = inferred[k] if k < len(inferred) else known[k]
             facts = replace(
-                facts, shape=_named(_merge(facts.shape, known[k].shape), name), const=const, dtype=known[k].dtype
+                facts, shape=named_axes(_merge(facts.shape, known[k].shape), name), const=const, dtype=known[k].dtype
             )
             value = self.declare(name, facts)
             self.producers[name] = call
@@ -413,7 +413,7 @@ def _merge(a: Shape | None, b: Shape | None) -> Shape | None:
     return tuple(y if isinstance(y, int) or x is None else x for x, y in zip(a, b, strict=True))
 
 
-def _named(shape: Shape | None, name: str) -> Shape | None:
+def named_axes(shape: Shape | None, name: str) -> Shape | None:
     """Give every unknown axis a symbol of its own, so that equal lengths can be recognised downstream."""
     return None if shape is None else tuple(f"{name}.{i}" if d is None else d for i, d in enumerate(shape))
 

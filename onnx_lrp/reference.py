@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_conv_transpose, op_layer_normalization, op_max_pool, op_rms_normalization
+from onnx.reference.ops import op_conv_transpose, op_layer_normalization, op_max_pool, op_resize, op_rms_normalization
 
 DOUBLE = TensorProto.DOUBLE
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -30,11 +31,17 @@ def to_double(model: ModelProto) -> ModelProto:
 
 
 class MaxUnpool(OpRun):
-    """MaxUnpool with its output shape: onnx's own reads the indices as places in the shape without it."""
+    """MaxUnpool as ONNX Runtime has it: onnx's own reads the indices as places in the shape it would have by itself."""
 
     op_domain = ""
 
-    def _run(self, x: Array, indices: Array, shape: Array, **_: object) -> tuple[Array]:
+    def _run(self, x: Array, indices: Array, shape: Array | None = None, **options: Any) -> tuple[Array]:
+        if shape is None:
+            kernel = options["kernel_shape"]
+            strides, pads = (options.get(k) or [n] * len(kernel) * m for k, n, m in (("strides", 1, 1), ("pads", 0, 2)))
+            around = np.reshape(pads, (2, -1)).sum(0)
+            lengths = (np.array(x.shape[2:]) - 1) * strides + kernel - around
+            shape = np.array([*x.shape[:2], *lengths])
         y = np.zeros(tuple(shape), x.dtype)
         y.reshape(-1)[indices.reshape(-1)] = x.reshape(-1)
         return (y,)
@@ -150,6 +157,75 @@ class LpNormalization(OpRun):
         return (np.where(norm == 0, 0, x / np.where(norm == 0, 1, norm)),)
 
 
+def sample(x: Array, places: Array, mode: str, padding: str, corners: bool = False) -> Array:
+    """Values of pictures between their pixels.
+
+    Args:
+        x: pictures, (N, C, lengths…).
+        places: where, counted in pixels, (N, points, axes).
+        mode: nearest, linear or cubic.
+        padding: zeros, border or reflection.
+        corners: reflect at the centres of the outermost pixels instead of their edges.
+
+    Returns:
+        (N, C, points).
+    """
+    lengths = np.array(x.shape[2:])
+    low, high = (0 * lengths, lengths - 1) if corners else (lengths * 0 - 0.5, lengths - 0.5)
+
+    def inside(p: Array) -> Array:
+        if padding == "reflection":
+            span = np.maximum(high - low, 1)
+            rest = np.mod(p - low, 2 * span)
+            p = low + np.minimum(rest, 2 * span - rest)
+        return p if padding == "zeros" else np.clip(p, 0, lengths - 1)
+
+    if mode != "cubic":
+        places = inside(places)
+    begin = np.rint(places) if mode == "nearest" else np.floor(places)
+    t, a, y = places - begin, -0.75, np.zeros((*x.shape[:2], places.shape[1]), x.dtype)
+    weights = {
+        "nearest": {0: t * 0 + 1},
+        "linear": {0: 1 - t, 1: t},
+        "cubic": {
+            k: np.where(s <= 1, (a + 2) * s**3 - (a + 3) * s**2 + 1, a * (s**3 - 5 * s**2 + 8 * s - 4))
+            for k in (-1, 0, 1, 2)
+            for s in [np.abs(t - k)]
+        },
+    }[mode]
+    for taps in itertools.product(weights, repeat=len(lengths)):
+        weight = np.stack([weights[k][..., i] for i, k in enumerate(taps)]).prod(0)
+        at = begin + np.array(taps)
+        at = inside(at) if mode == "cubic" else at
+        there = ((at >= 0) & (at < lengths)).all(-1)
+        index = tuple(np.clip(at, 0, lengths - 1).astype(int).transpose(2, 0, 1))
+        for n in range(len(x)):
+            y[n] += x[n][(slice(None), *(i[n] for i in index))] * weight[n] * there[n]
+    return y
+
+
+class GridSample(OpRun):
+    """GridSample with places in the type of the grid: onnx's own have float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, grid: Array, mode: str, padding_mode: str, align_corners: int) -> tuple[Array]:
+        lengths, n = np.array(x.shape[2:]), grid.reshape(len(grid), -1, grid.shape[-1])[..., ::-1]
+        places = (n + 1) / 2 * (lengths - 1) if align_corners else ((n + 1) * lengths - 1) / 2
+        found = sample(x, places, mode.removeprefix("bi"), padding_mode, bool(align_corners))
+        return (found.reshape(*x.shape[:2], *grid.shape[1:-1]),)
+
+
+class Resize(op_resize.Resize):
+    """Resize with the weights of mode cubic in float64: of onnx's own the coefficient, a float32, decides."""
+
+    op_domain = ""
+
+    def _run(self, *inputs: Array, cubic_coeff_a: float, **options: Any) -> tuple[Array]:  # type: ignore[override]
+        result: tuple[Array] = super()._run(*inputs, cubic_coeff_a=float(cubic_coeff_a), **options)  # type: ignore[no-untyped-call]
+        return result
+
+
 _OPERATORS: list[type[OpRun]] = [
     MaxUnpool,
     MaxPool,
@@ -162,6 +238,8 @@ _OPERATORS: list[type[OpRun]] = [
     GatherElements,
     GlobalLpPool,
     LpNormalization,
+    GridSample,
+    Resize,
 ]
 
 

@@ -145,9 +145,13 @@ def roles_of(call: Call, rule: str = "a rule") -> Roles:
         raise RuleError(
             f"node '{call.site}': {rule} is for operators that compute sums, {call.op} moves elements; use route"
         )
-    floats = [i for i, v in enumerate(call.inputs) if v is not None and v.dtype.kind == "f"]
-    constants = (i for i in floats if i not in active and i not in operator.settings)
-    return Roles(active, None, tuple(constants), None)
+    if call.attrs.get("reduction") == "mul":
+        raise RuleError(f"node '{call.site}': {rule} is for sums, this {call.op} multiplies; use stop")
+    floats = [
+        i for i, v in enumerate(call.inputs) if v is not None and v.dtype.kind == "f" and i not in operator.settings
+    ]
+    live, constants = (tuple(i for i in floats if (i in active) == wanted) for wanted in (True, False))
+    return Roles(live, None, constants, None)
 
 
 def _sign(call: Call, index: int) -> int:

@@ -142,8 +142,8 @@ def pass_through(e: Emitter, call: Call, out: Out) -> Out:
     if relevance is None:
         return _nothing(call)
     if len(active) != 1:
-        # Of a quotient the numerator carries the signal.
-        if call.op != "Div":
+        # Of a quotient (or its remainder) the numerator carries the signal.
+        if call.op not in ("Div", "Mod"):
             raise RuleError(
                 f"node '{call.site}': pass needs one live input, this {call.op} has {len(active)}; "
                 "use norm, share or gate"

@@ -185,8 +185,50 @@ class LpPool(_Pool):
         return ((self._windows(np.abs(x) ** p, 0, 0).sum(-1)) ** (1 / p),)
 
 
+class Unique(OpRun):
+    """Unique of tensors in any order: onnx's own, told not to sort, picks along the first axis, whatever the axis."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, axis: int | None, sorted: int) -> tuple[Array, ...]:  # noqa: A002 - its name in ONNX
+        y, first, inverse, counts = np.unique(x, True, True, True, axis=axis)
+        order = np.arange(len(first)) if sorted else np.argsort(first)
+        back = np.argsort(order)[inverse.reshape(-1)]
+        found = (np.take(y, order, axis or 0), first[order], back, counts[order])
+        return found[: len(self.onnx_node.output)]
+
+
+class DeformConv(OpRun):
+    """DeformConv with places in the type of the offset: onnx's own have float32, and it samples them one by one."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Array, w: Array, offset: Array, b: Array | None = None, mask: Array | None = None, **options: Any
+    ) -> tuple[Array]:
+        kernel, (high, wide), group, sets = w.shape[2:], offset.shape[2:], options["group"], options["offset_group"]
+        strides, dilations, pads = (options.get(k) or d for k, d in (("strides", [1] * 2), ("dilations", [1] * 2), ("pads", [0] * 4)))
+        moved = offset.reshape(len(x), sets, -1, 2, high, wide)
+        weights = np.ones((len(x), sets, len(moved[0, 0]), high, wide)) if mask is None else mask.reshape(len(x), sets, -1, high, wide)
+        y = np.zeros((len(x), len(w), high, wide), x.dtype)
+        inside, outside = x.shape[1] // sets, len(w) // group
+        for k, tap in enumerate(np.ndindex(*kernel)):
+            grown = np.indices((high, wide)) * np.reshape(strides, (2, 1, 1))
+            begin = np.reshape(np.array(tap) * dilations - pads[:2], (2, 1, 1))
+            for s in range(sets):
+                places = (grown + begin + moved[:, s, k]).reshape(len(x), 2, -1).transpose(0, 2, 1)
+                part = x[:, s * inside : (s + 1) * inside]
+                seen = reference.sample(part, places, "linear", "zeros").reshape(*part.shape[:2], high, wide)
+                for c in range(inside):
+                    channel = s * inside + c
+                    g, own = divmod(channel, w.shape[1])
+                    rows = slice(g * outside, (g + 1) * outside)
+                    y[:, rows] += w[rows, own][(slice(None), *tap)][None, :, None, None] * (seen[:, c] * weights[:, s, k])[:, None]
+        return (y + (0 if b is None else b.reshape(-1, 1, 1)),)
+
+
 _THEIRS = [c for c in vars(reference).values() if isinstance(c, type) and issubclass(c, OpRun) and c is not OpRun]
-MENDED = {c.__name__: c for c in (*_THEIRS, Erf, Pad, Mean, ConvTranspose, LRN, Gelu, MaxPool, AveragePool)}
+MENDED = {c.__name__: c for c in (*_THEIRS, Erf, Pad, Mean, ConvTranspose, LRN, Gelu, MaxPool, AveragePool, Unique, DeformConv)}
 MENDED["LpPool"] = LpPool
 
 

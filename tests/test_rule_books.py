@@ -20,7 +20,7 @@ from tests.layers import Net
 NAMES = {"lrp_0", "epsilon", "zplus", "epsilon_plus", "epsilon_plus_flat", "epsilon_gamma_box", "excitation_backprop"}
 # No published rule says how their relevance is shared: an error lists such nodes, the gradient methods go through.
 WITHOUT_RULE = {"ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd"}
-WITHOUT_RULE |= {"LpPool", "GlobalLpPool"}
+WITHOUT_RULE |= {"LpPool", "GlobalLpPool", "CumProd", "Det"}
 NAMES |= {"epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat"}
 
 

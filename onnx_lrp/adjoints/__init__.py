@@ -1,6 +1,7 @@
 """Adjoints of ONNX operators: the registry, and one file per family that fills it."""
 
 from onnx_lrp.adjoints import (
+    algebra,
     arithmetic,
     contraction,
     einsum,
@@ -11,6 +12,7 @@ from onnx_lrp.adjoints import (
     pooling,
     reduction,
     resize,
+    sampling,
 )
 from onnx_lrp.adjoints.registry import OPERATORS, Operator, adjoint
 
@@ -18,6 +20,7 @@ __all__ = [
     "OPERATORS",
     "Operator",
     "adjoint",
+    "algebra",
     "arithmetic",
     "contraction",
     "einsum",
@@ -28,4 +31,5 @@ __all__ = [
     "pooling",
     "reduction",
     "resize",
+    "sampling",
 ]

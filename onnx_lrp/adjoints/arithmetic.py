@@ -86,3 +86,10 @@ def _extreme(e: Emitter, call: Call, d: Value) -> Sequence[Value]:
     hits = [cast_like(e, e.op("Equal", v, y), y) for v in call.inputs if v is not None]
     share = d / e.op("Sum", *hits) if len(hits) > 1 else d
     return [share * hit for hit in hits]
+
+
+@nonlinear("Mod", broadcasts=True)
+def _mod(e: Emitter, call: Call, d: Value) -> Sequence[Value | None]:
+    """Y = a - b n, n the quotient rounded: da = d, db = -d n. Floats are divided with fmod=1 alone, towards zero."""
+    a, b = call.given(0), call.given(1)
+    return [d, -(d * e.op("Round", (a - call.output) / b))]

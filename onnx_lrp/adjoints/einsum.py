@@ -8,7 +8,6 @@ from collections.abc import Collection
 from onnx_lrp.adjoints.registry import Cotangents, Operator, enter
 from onnx_lrp.adjoints.shapes import arange_like, cast_like, ints
 from onnx_lrp.emit import Call, Emitter, Value
-from onnx_lrp.errors import ModelError
 
 
 def plain_terms(call: Call) -> tuple[list[str], str]:
@@ -55,10 +54,6 @@ def _operand(e: Emitter, call: Call, d: Value, index: int) -> Value:
 def _einsum(e: Emitter, call: Call, cotangents: Cotangents, wanted: Collection[int]) -> Cotangents:
     d = cotangents[0]
     assert d is not None
-    if len(call.inputs) > 2:
-        raise ModelError(
-            f"node '{call.site}' (Einsum) multiplies {len(call.inputs)} tensors at once; write it as products of two"
-        )
     return [_operand(e, call, d, i) if i in wanted else None for i in range(len(call.inputs))]
 
 

@@ -1,4 +1,7 @@
-"""Picking and placing elements by indices: Gather*, Scatter*, TopK, Compress. What was picked is added back."""
+"""Picking and placing elements by indices: Gather*, Scatter*, TopK, Compress, Unique, OneHot.
+
+What was picked is added back.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,6 @@ from onnx_lrp.adjoints.shapes import (
     zeros_like,
 )
 from onnx_lrp.emit import Call, Emitter, Value
-from onnx_lrp.errors import ModelError
 
 
 @linear("GatherElements", moves=True)
@@ -69,34 +71,48 @@ def _gather_nd(e: Emitter, call: Call, d: Value) -> Value:
     return reshape_like(e, scatter_axis(e, merged, rows, 0, count), x)
 
 
-def _reduction(call: Call) -> str:
-    """What happens where something is already: none overwrites, add adds; others are not linear."""
+def _scattered(e: Emitter, call: Call, data: Value, updates: Value, reduction: str) -> Value:
+    """The same scattering of other numbers."""
+    attrs = call.attrs | {"reduction": reduction}
+    return e.op(call.op, data, call.given(1), updates, shape=call.output.shape, **attrs)
+
+
+@linear("ScatterElements", "ScatterND")
+def _scatter(e: Emitter, call: Call, d: Value) -> Sequence[Value | None]:
+    """Updates get d where they went; data gets d, zero where it was overwritten (reduction none).
+
+    With max and min the largest and smallest get d, and share where they tie, as in torch's scatter_reduce; with mul
+    each factor gets d times the product of the others.
+    """
+    x, indices, updates = call.given(0), call.given(1), call.given(2)
     reduction = str(call.attrs.get("reduction", "none"))
-    if reduction not in ("none", "add"):
-        raise ModelError(
-            f"node '{call.site}' ({call.op}) has reduction={reduction}, which cannot be explained; none and add can"
-        )
-    return reduction
 
+    def picked(value: Value) -> Value:
+        """What an output-shaped tensor holds where the updates went."""
+        if call.op == "ScatterND":
+            return e.op("GatherND", value, indices, shape=updates.shape)
+        return e.op("GatherElements", value, indices, axis=int(call.attrs.get("axis", 0)), shape=updates.shape)
 
-@linear("ScatterElements")
-def _scatter_elements(e: Emitter, call: Call, d: Value) -> Sequence[Value | None]:
-    """Updates get d where they went; data gets d, zero where it was overwritten."""
-    indices, updates, axis = call.given(1), call.given(2), int(call.attrs.get("axis", 0))
-    picked = e.op("GatherElements", d, indices, axis=axis, shape=updates.shape)
-    if _reduction(call) == "add":
-        return [d, None, picked]
-    return [e.op("ScatterElements", d, indices, zeros_like(e, updates), axis=axis), None, picked]
-
-
-@linear("ScatterND")
-def _scatter_nd(e: Emitter, call: Call, d: Value) -> Sequence[Value | None]:
-    """Updates get d where they went; data gets d, zero where it was overwritten."""
-    indices, updates = call.given(1), call.given(2)
-    picked = e.op("GatherND", d, indices, shape=updates.shape)
-    if _reduction(call) == "add":
-        return [d, None, picked]
-    return [e.op("ScatterND", d, indices, zeros_like(e, updates)), None, picked]
+    if reduction == "none":
+        return [_scattered(e, call, d, zeros_like(e, updates), "none"), None, picked(d)]
+    if reduction == "add":
+        return [d, None, picked(d)]
+    if reduction == "mul":
+        # With zeros replaced by ones: product / own, but 0 where there is a zero among the others.
+        zero, one = e.const(0, x.dtype), e.const(1, x.dtype)
+        zeros = [e.op("Equal", v, zero) for v in (x, updates)]
+        rest = [e.op("Where", z, one, v) for z, v in zip(zeros, (x, updates), strict=True)]
+        counts = [cast_like(e, z, x) for z in zeros]
+        product, count = _scattered(e, call, *rest, "mul"), _scattered(e, call, *counts, "add")
+        others = [count - counts[0], picked(count) - counts[1]]
+        pulled = [d * product / rest[0], picked(d * product) / rest[1]]
+        found = [e.op("Where", e.op("Equal", o, zero), p, zero) for o, p in zip(others, pulled, strict=True)]
+    else:
+        y = call.output
+        hits = [cast_like(e, e.op("Equal", v, at), x) for v, at in ((x, y), (updates, picked(y)))]
+        share = d / _scattered(e, call, *hits, "add")
+        found = [hits[0] * share, hits[1] * picked(share)]
+    return [found[0], None, found[1]]
 
 
 @nonlinear("TopK", moves=True)
@@ -118,3 +134,25 @@ def _compress(e: Emitter, call: Call, d: Value) -> Value:
         return scatter_axis(e, d, places, int(axis), dim_of(e, x, int(axis)))
     length = e.op("Reshape", size_of(e, x), ints(e, [1]))
     return reshape_like(e, scatter_axis(e, d, places, 0, length), x)
+
+
+@linear("OneHot", moves=True, settings=(0, 1))
+def _one_hot(e: Emitter, call: Call, d: Value) -> Sequence[Value | None]:
+    """The values (off, on) get the sum of d over the places that hold them."""
+    values = call.given(2)
+    hot = e.op("OneHot", call.given(0), call.given(1), e.const([0, 1], d.dtype), axis=int(call.attrs.get("axis", -1)))
+    sums = [e.op("ReduceSum", e.op("Reshape", v, ints(e, [-1])), keepdims=1) for v in (d * (1.0 - hot), d * hot)]
+    return [None, None, cast_like(e, e.op("Concat", *sums, axis=0), values)]
+
+
+@nonlinear("Unique", moves=True)
+def _unique(e: Emitter, call: Call, d: Value) -> Value:
+    """What is kept gets d; of equal ones the first, to which the second output points."""
+    x, axis = call.given(0), call.attrs.get("axis")
+    indices = call.outputs[1] if len(call.outputs) > 1 else None
+    if indices is None:
+        indices = e.ops("Unique", x, outputs=2, **call.attrs)[1]
+    if axis is not None:
+        return scatter_axis(e, d, indices, int(axis), dim_of(e, x, int(axis)))
+    length = e.op("Reshape", size_of(e, x), ints(e, [1]))
+    return reshape_like(e, scatter_axis(e, d, indices, 0, length), x)

@@ -1,4 +1,4 @@
-"""MaxPool, AveragePool, LpPool."""
+"""MaxPool, AveragePool, LpPool; MaxUnpool, Col2Im."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from onnx_lrp.adjoints.shapes import (
     shape_of,
 )
 from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -182,3 +183,26 @@ def _global_lp_pool(e: Emitter, call: Call, d: Value) -> Value:
     """The same with one window over all positions."""
     inner, outer = lp_slopes(e, call.given(0), call.output, int(call.attrs.get("p", 2)))
     return d * inner * outer
+
+
+@linear("MaxUnpool", moves=True)
+def _max_unpool(e: Emitter, call: Call, d: Value) -> Value:
+    """Every element gets d of the place it went to.
+
+    Places count in the flattened output, as ONNX Runtime reads them; onnx's reference reads them in the shape that the
+    output has without its third input, the output's shape.
+    """
+    return e.op("Gather", e.op("Reshape", d, ints(e, [-1])), call.given(1), shape=call.given(0).shape)
+
+
+@linear("Col2Im")
+def _col2im(e: Emitter, call: Call, d: Value) -> Value:
+    """The windows of the cotangent, cut out by a convolution with one-hot kernels; channels join the batch."""
+    block, x = e.ints(call.input(2)), call.given(0)
+    if block is None:
+        raise ModelError(f"node '{call.site}' (Col2Im): block_shape is not known; export it as a constant")
+    count, axes = int(np.prod(block)), range(2, 2 + len(block))
+    rows = e.op("Reshape", d, concat_ints(e, [[-1, 1], *(dim_of(e, d, a) for a in axes)]))
+    kernel = e.const(np.eye(count, dtype=x.dtype).reshape(count, 1, *block), name="patches")
+    attrs = {name: call.attrs[name] for name in ("strides", "dilations", "pads") if name in call.attrs}
+    return reshape_like(e, e.op("Conv", rows, kernel, kernel_shape=block, **attrs), x)

@@ -86,6 +86,28 @@ def _cum_sum(e: Emitter, call: Call, d: Value) -> Value:
     return e.op("CumSum", d, call.given(1), exclusive=exclusive, reverse=1 - backwards)
 
 
+@nonlinear("CumProd")
+def _cum_prod(e: Emitter, call: Call, d: Value) -> Value:
+    """Dx_j = Σ_{i>=j} d_i times the product of all others up to i: 0 where one of these others is zero.
+
+    With r for x with its zeros replaced by ones, p its running product and n the running number of zeros:
+    Σ_i d_i p_i [n_i = 1 if x_j is zero, else 0] / r_j.
+    """
+    x, axis = call.given(0), call.given(1)
+    kept = {name: int(call.attrs.get(name, 0)) for name in ("exclusive", "reverse")}
+    back = kept | {"reverse": 1 - kept["reverse"]}
+    zero = e.op("Equal", x, e.const(0, x.dtype))
+    rest = e.op("Where", zero, e.const(1, x.dtype), x)
+    shares = d * e.op("CumProd", rest, axis, **kept)
+    zeros = e.op("CumSum", cast_like(e, zero, x), axis, **kept)
+
+    def where(count: int) -> Value:
+        some = e.op("Where", e.op("Equal", zeros, e.const(count, x.dtype)), shares, e.const(0, x.dtype))
+        return e.op("CumSum", some, axis, **back)
+
+    return e.op("Where", zero, where(1), where(0)) / rest
+
+
 def lp_slopes(e: Emitter, x: Value, y: Value, p: int) -> tuple[Value, Value]:
     """The slope dy/dx of y = (Σ |x|^p)^(1/p) as a factor of the size of y, y^(1-p), and one of x, sign(x) |x|^(p-1).
 

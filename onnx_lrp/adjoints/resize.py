@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 
 from onnx_lrp.adjoints.registry import linear
 from onnx_lrp.adjoints.shapes import arange_like, cast_like, concat_ints, dim_of, ints
 from onnx_lrp.emit import Call, Emitter, Value
-from onnx_lrp.errors import ModelError
 
 _KEPT = ("antialias", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside", "mode", "nearest_mode")
 
@@ -18,19 +18,21 @@ _KEPT = ("antialias", "coordinate_transformation_mode", "cubic_coeff_a", "exclud
 def _resize(e: Emitter, call: Call, d: Value) -> Value:
     """Y = M x along every axis in turn: dx = Mᵀ d."""
     x = call.given(0)
-    if call.input(3) is not None and call.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise ModelError(
-            f"node '{call.site}' (Resize) has a keep_aspect_ratio_policy, which cannot be explained; "
-            "export it with scales, or with sizes that keep the ratio"
-        )
     axes = [a % x.rank for a in call.attrs.get("axes") or range(x.rank)]
     scales = _scales(e, call, axes)
     if _repeats(call, scales):
         return _sum_repeats(e, x, d, {a: round(s) for a, s in zip(axes, scales, strict=True) if s is not None})
     for k, axis in enumerate(axes):
-        if scales[k] != 1 or _crops(call):
+        if _keeps_ratio(call):
+            d = _along(e, d, _matrix_in_ratio(e, call, k, axes), axis)
+        elif scales[k] != 1 or _crops(call):
             d = _along(e, d, _matrix(e, call, k, axis, scales[k]), axis)
     return d
+
+
+def _keeps_ratio(call: Call) -> bool:
+    """Whether one scale serves all axes, that of the axis which limits it."""
+    return call.input(3) is not None and call.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch"
 
 
 def _crops(call: Call) -> bool:
@@ -39,6 +41,8 @@ def _crops(call: Call) -> bool:
 
 def _scales(e: Emitter, call: Call, axes: Sequence[int]) -> list[float | None]:
     """How much longer each axis becomes; None where it is not known."""
+    if _keeps_ratio(call):
+        return [None] * len(axes)
     if call.input(3) is not None:
         pairs = [(call.given(0).shape[a], call.output.shape[a]) for a in axes]
         return [
@@ -79,11 +83,9 @@ def _sum_repeats(e: Emitter, x: Value, d: Value, repeats: dict[int, int]) -> Val
 def _matrix(e: Emitter, call: Call, k: int, axis: int, scale: float | None) -> Value:
     """The matrix of one axis, transposed: the unit vectors, as channels of a picture of width 1, resized in height."""
     x, y = call.given(0), call.output
-    numbers = arange_like(e, x, axis)
-    unit = cast_like(e, e.op("Equal", e.op("Unsqueeze", numbers, ints(e, [1])), numbers), x)
     attrs = {name: value for name, value in call.attrs.items() if name in _KEPT}
     length = dim_of(e, x, axis)
-    picture = e.op("Unsqueeze", unit, ints(e, [0, 3]))
+    picture = _unit_vectors(e, x, axis)
     roi = _region(e, call, k) if _crops(call) else None
     if call.input(3) is not None:
         sizes = concat_ints(e, [[1], length, dim_of(e, y, axis), [1]])
@@ -98,6 +100,32 @@ def _matrix(e: Emitter, call: Call, k: int, axis: int, scale: float | None) -> V
         )
         resized = e.op("Resize", picture, roi, scales, shape=(1, x.shape[axis], y.shape[axis], 1), **attrs)
     return e.op("Squeeze", resized, ints(e, [0, 3]))
+
+
+def _unit_vectors(e: Emitter, x: Value, axis: int) -> Value:
+    """The unit vectors of an axis as a picture of width 1: (1, vectors, height, 1)."""
+    numbers = arange_like(e, x, axis)
+    unit = cast_like(e, e.op("Equal", e.op("Unsqueeze", numbers, ints(e, [1])), numbers), x)
+    return e.op("Unsqueeze", unit, ints(e, [0, 3]))
+
+
+def _matrix_in_ratio(e: Emitter, call: Call, k: int, axes: Sequence[int]) -> Value:
+    """The same where the ratio of all lengths is kept: the picture is as wide as the axis that sets the scale.
+
+    All its columns are equal, before and after; the first is taken.
+    """
+    x, sizes, policy = call.given(0), call.given(3), str(call.attrs["keep_aspect_ratio_policy"])
+    lengths = concat_ints(e, [dim_of(e, x, a) for a in axes])
+    ratios = e.op("Div", *(e.op("Cast", v, to=onnx.TensorProto.FLOAT) for v in (sizes, lengths)))
+    limit = e.op("ArgMin" if policy == "not_larger" else "ArgMax", ratios, axis=0, keepdims=1)
+    width = e.op("Gather", lengths, limit)
+    picture = e.op("Expand", _unit_vectors(e, x, axes[k]), concat_ints(e, [[1, 1, 1], width]))
+    wanted = e.op("Concat", e.op("Slice", sizes, ints(e, [k]), ints(e, [k + 1])), e.op("Gather", sizes, limit), axis=0)
+    attrs = {name: value for name, value in call.attrs.items() if name in _KEPT}
+    resized = e.op(
+        "Resize", picture, None, None, wanted, shape=(None,) * 4, axes=[2, 3], keep_aspect_ratio_policy=policy, **attrs
+    )
+    return e.op("Squeeze", e.op("Slice", resized, ints(e, [0]), ints(e, [1]), ints(e, [3])), ints(e, [0, 3]))
 
 
 def _region(e: Emitter, call: Call, k: int) -> Value:

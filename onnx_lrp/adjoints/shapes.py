@@ -5,7 +5,8 @@ No rule and no adjoint ever sees the difference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -35,6 +36,14 @@ def dim_of(e: Emitter, value: Value, axis: int) -> Value:
     if isinstance(length, int):
         return e.const(np.array([length], _INT), name="dim")
     return e.op("Shape", value, start=axis, end=axis + 1, shape=(1,))
+
+
+def product_of(e: Emitter, value: Value, axes: Iterable[int]) -> Value:
+    """Number of elements along some axes together, as an int64 vector of one element."""
+    lengths = [value.shape[a] for a in axes]
+    if all(isinstance(n, int) for n in lengths):
+        return ints(e, [math.prod(n for n in lengths if isinstance(n, int))])
+    return e.op("ReduceProd", concat_ints(e, [dim_of(e, value, a) for a in axes]), keepdims=1, shape=(1,))
 
 
 def ints(e: Emitter, values: Sequence[int]) -> Value:

@@ -263,7 +263,7 @@ class Emitter:
     def _fold(self, call: Call) -> tuple[Value, ...] | None:
         """Evaluate small constant expressions now; large ones stay operators, so that no weight is ever copied."""
         outputs = [v for v in call.outputs if v is not None]
-        if not call.inputs or not all(v.facts.const and v.static for v in outputs):
+        if not call.inputs or call.op in _NOT_FOLDED or not all(v.facts.const and v.static for v in outputs):
             return None
         if any(
             np.prod([d for d in v.shape if isinstance(d, int)]) > _FOLD_LIMIT
@@ -396,6 +396,8 @@ class Emitter:
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
+
+_NOT_FOLDED = frozenset({"Resize"})  # onnx's reference has cubic weights of float32, whatever the type of the picture
 
 
 def _static_lengths(value: Value, attrs: dict[str, Any]) -> list[int] | None:

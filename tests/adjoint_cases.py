@@ -67,6 +67,38 @@ def picking_cases() -> Iterator[Case]:
         yield Case("Compress", (normal(2, 3), ARRAY([False, True, True, False, True])), fed=fed, note=f"flat{len(fed)}")
 
 
+def choosing_cases() -> Iterator[Case]:
+    for axis, sort in itertools.product((None, 0, 1, -1), (0, 1)):
+        attrs = {"sorted": sort} if axis is None else {"axis": axis, "sorted": sort}
+        repeated = np.repeat(distinct(3, 4), 2, axis=1 if axis is None else axis)
+        yield Case("Unique", (distinct(3, 4),), attrs)
+        yield Case("Unique", (distinct(3, 4),), attrs, outputs=4, portable=True, note="all")
+        yield Case("Unique", (repeated,), attrs, outputs=4, kinked=True, note="repeated")
+    for axis, fed in itertools.product((-1, 0, 1), ((), (0,))):
+        attrs = {"axis": axis}
+        yield Case("OneHot", (ints(0, 2, -1), ARRAY(3), normal(2)), attrs, fed=fed, portable=True, note=f"{len(fed)}")
+    yield Case("OneHot", (ints([0, 7], [1, 1]), ARRAY(3), normal(2)), {"axis": 1}, note="out_of_range")
+
+
+def reducing_cases() -> Iterator[Case]:
+    """Scattering that multiplies, or keeps the largest or smallest."""
+    x = normal(3, 4, 5)
+    zero, update = x.copy(), normal(2, 3, 4)
+    zero[0, 0], update[:, 0, :2] = 0, 0
+    for reduction, fed in itertools.product(("mul", "max", "min"), ((), (1,))):
+        attrs, note = {"reduction": reduction}, f"{len(fed)}"
+        for axis in (0, 1, -1):
+            indices = RNG.integers(-x.shape[axis], x.shape[axis], (2, 3, 4))
+            inputs = (x, indices, normal(2, 3, 4))
+            yield Case("ScatterElements", inputs, {"axis": axis, **attrs}, fed=fed, note=note)
+        yield Case("ScatterND", (x, ints([0], [-1], [0]), normal(3, 4, 5)), attrs, fed=fed, note=note)
+        yield Case("ScatterND", (x, ints([[0, 1], [2, -1]]), normal(1, 2, 5)), attrs, fed=fed, note=f"pairs{note}")
+        ties = ARRAY([1.0, 2, 2, 0]), ints(0, 0, 1, 1, 2), ARRAY([1.0, 1, 3, 3, 2])
+        if reduction != "mul":
+            yield Case("ScatterElements", ties, attrs, fed=fed, kinked=True, note=f"ties{note}")
+    yield Case("ScatterElements", (zero, RNG.integers(0, 3, (2, 3, 4)), update), {"reduction": "mul"}, note="zeros")
+
+
 def placing_cases() -> Iterator[Case]:
     x = normal(3, 4, 5)
     for axis, reduction, fed in itertools.product((0, 1, -1), ("none", "add"), ((), (1,))):
@@ -142,6 +174,13 @@ def resize_cases() -> Iterator[Case]:
     crop = {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 3.0}
     roi = ARRAY([0, 0, 0.2, -0.3, 1, 1, 0.8, 0.9], np.float32)
     yield Case("Resize", (x, roi, nothing, ints(1, 2, 3, 6)), crop, own=(1,), in_runtime=False)
+    for policy, mode, sizes in itertools.product(
+        ("not_larger", "not_smaller"), ("nearest", "linear", "cubic"), ((8, 9), (3, 9), (7, 3))
+    ):
+        attrs = {"mode": mode, "keep_aspect_ratio_policy": policy, "axes": [2, 3]}
+        for fed in ((), (3,)):
+            inputs = (x, nothing, nothing, ints(*sizes))
+            yield Case("Resize", inputs, attrs, fed=fed, note=f"kept{sizes}{len(fed)}")
 
 
 # ---- products ------------------------------------------------------------------------------------------------------
@@ -163,9 +202,22 @@ def einsum_cases() -> Iterator[Case]:
         "ij,ij->i": ((2, 3), (2, 3)),
         "bi,oi->bo": ((2, 3), (4, 3)),
         "b i j , j k -> b k i": ((2, 3, 4), (4, 5)),
+        "ii,ij->j": ((3, 3), (3, 4)),
+        "iij,j->i": ((3, 3, 2), (2,)),
     }
     for equation, (a, b) in two.items():
-        yield Case("Einsum", (normal(*a), normal(*b)), {"equation": equation})
+        yield Case("Einsum", (normal(*a), normal(*b)), {"equation": equation}, fixed=(0,) if "ii" in equation else ())
+    several = {
+        "ij,jk,kl->il": ((2, 3), (3, 4), (4, 2)),
+        "bi,bj,bk->bijk": ((2, 3), (2, 2), (2, 4)),
+        "i,i,i->": ((3,), (3,), (3,)),
+        "...i,ij,...j->...": ((2, 3), (3, 4), (2, 4)),
+        "ij,ij,ij,ij->i": ((2, 3),) * 4,
+        "iij,j,k->ik": ((3, 3, 2), (2,), (4,)),
+    }
+    for equation, shapes in several.items():
+        fixed = (0,) if "ii" in equation else ()
+        yield Case("Einsum", tuple(normal(*s) for s in shapes), {"equation": equation}, fixed=fixed)
     one = {"ij->ji": (2, 3), "ij->i": (2, 3), "ij->": (2, 3)}
     one |= {"...ii->...i": (2, 3, 3), "ii->": (3, 3), "i...->...": (2, 3)}
     for equation, shape in one.items():
@@ -212,6 +264,12 @@ def norm_cases() -> Iterator[Case]:
     zeros = ARRAY([[1.0, 2, 0], [0, 3, 0], [4, -1, 2], [0, 0, 0]])
     for axes in ((0,), (1,), (0, 1)):
         yield Case("ReduceProd", (zeros, ints(*axes)), note=f"zeros{axes}")
+    zeros = ARRAY([[1.0, 0, 2, 3], [0, 0, -1, 2], [4, 1, 0, 0]])
+    for axis, exclusive, reverse in itertools.product((0, 1, -1), (0, 1), (0, 1)):
+        attrs = {"exclusive": exclusive, "reverse": reverse}
+        yield Case("CumProd", (normal(2, 3, 4), ARRAY(axis)), attrs, opset=26, note=f"axis{axis}")
+        yield Case("CumProd", (zeros, ARRAY(axis)), attrs, opset=26, note=f"axis{axis}zeros")
+    yield Case("CumProd", (normal(2, 3), ARRAY(1)), opset=26, fed=(1,), note="fed")
     for p, shape in itertools.product((1, 2, 3), ((2, 3, 5), (1, 2, 3, 4))):
         yield Case("GlobalLpPool", (normal(*shape),), {"p": p})
         n = len(shape) - 2
@@ -228,7 +286,9 @@ def norm_cases() -> Iterator[Case]:
 
 FAMILIES = (
     picking_cases,
+    choosing_cases,
     placing_cases,
+    reducing_cases,
     rearranging_cases,
     resize_cases,
     einsum_cases,

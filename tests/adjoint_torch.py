@@ -124,6 +124,36 @@ def _conv(a: Attrs, xs: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tens
     return f(F.pad(x, widths), w, bias, strides, 0, dilations, a["group"])
 
 
+def _grid_sample(a: Attrs, xs: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tensor:
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(a["mode"], a["mode"])
+    return F.grid_sample(xs[0], xs[1], mode, a["padding_mode"], bool(a["align_corners"]))
+
+
+def _scatter_elements(a: Attrs, xs: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tensor:
+    names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+    x, axis, reduction = xs[0], a["axis"], a["reduction"]
+    indices = torch.where(xs[1] < 0, xs[1] + x.shape[axis], xs[1])
+    if reduction == "none":
+        return x.scatter(axis, indices, xs[2])
+    return x.scatter_reduce(axis, indices, xs[2], names[reduction])
+
+
+def _cum_prod(x: Tensor, axis: int, exclusive: int, reverse: int) -> Tensor:
+    x = x.flip(axis) if reverse else x
+    if exclusive:
+        x = torch.cat([torch.ones_like(x.narrow(axis, 0, 1)), x.narrow(axis, 0, x.shape[axis] - 1)], axis)
+    y = x.cumprod(axis)
+    return y.flip(axis) if reverse else y
+
+
+def _unique(a: Attrs, xs: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tensor:
+    """The elements that numpy keeps: the first of equal ones."""
+    axis = a.get("axis")
+    first = np.unique(xs[0].detach().numpy(), return_index=True, axis=axis)[1]
+    kept = torch.tensor(first if a["sorted"] else np.sort(first))
+    return xs[0].flatten()[kept] if axis is None else xs[0].index_select(axis, kept)
+
+
 TORCH: dict[str, Forward] = {
     "Relu": _unary(torch.relu),
     "LeakyRelu": lambda a, xs, shape: F.leaky_relu(xs[0], a["alpha"]),
@@ -164,6 +194,7 @@ TORCH: dict[str, Forward] = {
     "Add": lambda a, xs, shape: xs[0] + xs[1],
     "Sub": lambda a, xs, shape: xs[0] - xs[1],
     "Mul": lambda a, xs, shape: xs[0] * xs[1],
+    "Mod": lambda a, xs, shape: torch.fmod(xs[0], xs[1]),
     "Div": lambda a, xs, shape: xs[0] / xs[1],
     "Pow": lambda a, xs, shape: torch.pow(xs[0], xs[1]),
     "Max": _extreme(torch.maximum),
@@ -173,6 +204,10 @@ TORCH: dict[str, Forward] = {
     "Conv": _conv,
     "MaxPool": _max_pool,
     "LRN": _lrn,
+    "GridSample": _grid_sample,
+    "ScatterElements": _scatter_elements,
+    "Unique": _unique,
+    "CumProd": lambda a, xs, shape: _cum_prod(xs[0], int(xs[1]), a["exclusive"], a["reverse"]),
     "Softmax": lambda a, xs, shape: torch.softmax(xs[0], a["axis"]),
     "LogSoftmax": lambda a, xs, shape: torch.log_softmax(xs[0], a["axis"]),
     "ReduceSum": _reduce(torch.sum),

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from onnx_lrp.adjoints import OPERATORS
-from tests import adjoint_cases
+from onnx_lrp.own_bodies import OWN_BODIES
+from tests import adjoint_cases, sampling_cases
 from tests.adjoint_cases import ARRAY, RNG, ints, normal, positive
 from tests.adjoint_tools import Case, check, check_model, feeds_for, network
 
@@ -239,6 +240,8 @@ def pointwise_cases() -> Iterator[Case]:
     yield Case(
         "Clip", (ARRAY([-1.0, 0, 0.5, 1, 2]), ARRAY(0.0), ARRAY(1.0)), held=(1, 2), kinked=True, note="on_bounds"
     )
+    yield Case("Mod", (normal(3, 4) * 5, normal(4)), {"fmod": 1})
+    yield Case("Mod", (normal(4) * 5, normal(3, 4)), {"fmod": 1})
     yield Case("Neg", (normal(2, 3),))
     yield Case("Identity", (normal(2, 3),))
     yield Case("Dropout", (normal(2, 3), ARRAY(0.5)), held=(1,))
@@ -377,6 +380,7 @@ FAMILIES = (
     shape_cases,
     joining_cases,
     *adjoint_cases.FAMILIES,
+    *sampling_cases.FAMILIES,
 )
 CASES = [case for family in FAMILIES for case in family()]
 
@@ -388,7 +392,7 @@ def test_adjoint(case):
 
 def test_every_operator_is_met():
     met = {case.op for case in CASES} | {"Cast"}  # a change of type, in test_adjoints_backend
-    assert {name for name, operator in OPERATORS.items() if operator.adjoint is not None} == met
+    assert {name for name, operator in OPERATORS.items() if operator.adjoint is not None} | set(OWN_BODIES) == met
 
 
 # ---- several operators: cotangents that stay small, tensors used twice ---------------------------------------------

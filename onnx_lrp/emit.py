@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Facts, Shape, Sign, sign_of, sign_of_array
+from onnx_lrp.reference import MENDED
 from onnx_lrp.values import Array, Call, Operand, Value
 
 __all__ = ["Array", "Call", "Emitter", "Forward", "Operand", "Value", "named_axes"]
@@ -140,7 +141,7 @@ class Emitter:
         wanted = [onnx.helper.make_tensor_value_info(n, 0, None) for n in outputs if n]
         graph = onnx.helper.make_graph([node], "constant", infos, wanted)
         proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(call.domain, self.opset)])
-        results = ReferenceEvaluator(proto).run(None, {n: a for n, a in zip(names, inputs, strict=True) if n})
+        results = ReferenceEvaluator(proto, new_ops=MENDED).run(None, {n: a for n, a in zip(names, inputs, strict=True) if n})
         found = iter(results)
         return [np.asarray(next(found)) if n else np.empty(0) for n in outputs]
 
@@ -263,7 +264,7 @@ class Emitter:
     def _fold(self, call: Call) -> tuple[Value, ...] | None:
         """Evaluate small constant expressions now; large ones stay operators, so that no weight is ever copied."""
         outputs = [v for v in call.outputs if v is not None]
-        if not call.inputs or call.op in _NOT_FOLDED or not all(v.facts.const and v.static for v in outputs):
+        if not call.inputs or not all(v.facts.const and v.static for v in outputs):
             return None
         if any(
             np.prod([d for d in v.shape if isinstance(d, int)]) > _FOLD_LIMIT
@@ -396,9 +397,6 @@ class Emitter:
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
-
-_NOT_FOLDED = frozenset({"Resize"})  # onnx's reference has cubic weights of float32, whatever the type of the picture
-
 
 def _static_lengths(value: Value, attrs: dict[str, Any]) -> list[int] | None:
     """What Shape gives where all the axes it is asked for are known."""

@@ -226,7 +226,8 @@ class Resize(op_resize.Resize):
         return result
 
 
-_OPERATORS: list[type[OpRun]] = [
+# Operators that onnx's reference implementation is mistaken about, or computes in float32 alone.
+MENDED: list[type[OpRun]] = [
     MaxUnpool,
     MaxPool,
     ConvTranspose,
@@ -245,7 +246,7 @@ _OPERATORS: list[type[OpRun]] = [
 
 def run_double(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run `model` in float64 by onnx's reference implementation; float feeds are widened."""
-    session = ReferenceEvaluator(to_double(model), new_ops=_OPERATORS)
+    session = ReferenceEvaluator(to_double(model), new_ops=MENDED)
     wide = {name: x.astype(np.float64) if x.dtype.kind == "f" else x for name, x in feeds.items()}
     return dict(zip(session.output_names, session.run(None, wide), strict=True))
 

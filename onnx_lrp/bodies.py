@@ -114,9 +114,32 @@ def _inlined(e: Emitter, call: Call) -> onnx.GraphProto | None:
 
     graph = onnx.helper.make_graph([node], "one", infos("i", call.inputs), infos("o", call.outputs))
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", e.opset)], ir_version=10)
+    schema = onnx.defs.get_schema(call.op, e.opset, "")
     try:
-        inlined = inliner.inline_selected_functions(model, [("", call.op)], inline_schema_functions=True)
+        if schema.has_context_dependent_function:  # type: ignore[attr-defined]
+            _give_local_function(model, schema, e.opset)
+            inlined = inliner.inline_local_functions(model)
+        else:
+            inlined = inliner.inline_selected_functions(model, [("", call.op)], inline_schema_functions=True)
     except Exception:  # the inliner raises untyped errors for what it cannot specialise: then there is no body to see
         return None
     found: onnx.GraphProto = inlined.graph
     return None if any(n.op_type == call.op for n in found.node) else found
+
+
+def _give_local_function(model: onnx.ModelProto, schema: onnx.defs.OpSchema, opset: int) -> None:
+    """Make the body that a schema builds for this very node a local function of the model, and the node its call.
+
+    The inliner could ask the schema itself, but knows no type for an input that is absent.
+    """
+    node = model.graph.node[0]
+    types = {info.name: info.type for info in model.graph.input}
+    given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
+    versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]  # type: ignore[attr-defined]
+    body = schema.get_context_dependent_function_with_opset_version(  # type: ignore[attr-defined]
+        max(versions), node.SerializeToString(), given
+    )
+    function = onnx.FunctionProto.FromString(body)
+    function.domain = node.domain = "body"
+    model.functions.append(function)
+    model.opset_import.append(onnx.helper.make_opsetid("body", 1))

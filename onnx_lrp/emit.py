@@ -6,6 +6,7 @@ A wrong graph fails at the line that builds it: every emitted node goes through 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -232,7 +233,7 @@ class Emitter:
         data = {
             v.name: onnx.numpy_helper.from_array(a, v.name)
             for v in values
-            if v is not None and v.dtype.kind == "i" and (a := self._arrays.get(v.name)) is not None
+            if v is not None and v.dtype.kind == "i" and (a := self._small_array(v)) is not None
         }
         try:
             inferred = onnx.shape_inference.infer_node_outputs(
@@ -260,6 +261,13 @@ class Emitter:
                 )
             )
         return result
+
+    def _small_array(self, value: Value) -> Array | None:
+        """The elements of a small constant, as shape inference may want them."""
+        if value.name in self._arrays:
+            return self._arrays[value.name]
+        known = value.facts.const and value.static and math.prod(d for d in value.shape if isinstance(d, int)) <= _FOLD_LIMIT
+        return self.array(value) if known else None
 
     def _fold(self, call: Call) -> tuple[Value, ...] | None:
         """Evaluate small constant expressions now; large ones stay operators, so that no weight is ever copied."""
@@ -294,6 +302,9 @@ class Emitter:
         except (ModelError, onnx.defs.SchemaError, KeyError):
             inferred = list(known)
         const = bool(call.inputs) and all(v is None or v.facts.const for v in call.inputs) and call.op not in _RANDOM
+        lengths = _static_lengths(call.given(0), call.attrs) if call.op == "Shape" and not call.domain else None
+        if lengths is not None:  # what is computed from known lengths is known
+            const, self._arrays[names[0]] = True, np.array(lengths, np.int64)
         outputs: list[Value | None] = []
         for k, name in enumerate(names):
             if not name:

@@ -15,6 +15,7 @@ from onnx_lrp.adjoints.algebra import transformed
 from onnx_lrp.adjoints.contraction import geometry
 from onnx_lrp.adjoints.shapes import arange_like, as_int64, cast_like, concat_ints, dim_of, ints, shape_of
 from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import ModelError
 
 Body = Callable[[Emitter, Call], Value]
 
@@ -94,4 +95,30 @@ def _tensor_scatter(e: Emitter, call: Call) -> Value:
     return e.op("ScatterElements", cache, e.op("Expand", places, shape_of(e, update)), update, axis=axis)
 
 
-OWN_BODIES: dict[str, Body] = {"STFT": _stft, "DeformConv": _deform_conv, "TensorScatter": _tensor_scatter}
+def _affine_grid(e: Emitter, call: Call) -> Value:
+    """Places from -1 to 1 along every axis, the last axis first, and a one: times the matrix of each sample."""
+    theta, size = call.given(0), call.given(1)
+    axes = size.shape[0]
+    if not isinstance(axes, int):
+        raise ModelError(f"node '{call.site}' (AffineGrid): the length of its input size is not known")
+    corners, rank = bool(call.attrs.get("align_corners", 0)), axes - 2
+    lengths = [e.op("Slice", size, ints(e, [k]), ints(e, [k + 1])) for k in range(2, axes)]
+    columns = []
+    for k, length in enumerate(lengths):
+        numbers, count = (cast_like(e, v, theta) for v in (_numbers(e, _scalar(e, length)), length))
+        # A single place is at -1, as ONNX Runtime has it.
+        along = numbers * 2.0 / e.op("Max", count - 1.0, 1.0) - 1.0 if corners else (numbers * 2.0 + 1.0) / count - 1.0
+        row = e.op("Reshape", along, ints(e, [-1 if i == k else 1 for i in range(rank)]))
+        columns.insert(0, e.op("Unsqueeze", e.op("Expand", row, concat_ints(e, lengths)), ints(e, [-1])))
+    ones = e.op("ConstantOfShape", concat_ints(e, [*lengths, [1]]), value=np.ones(1, theta.dtype))
+    places = e.op("Reshape", e.op("Concat", *columns, ones, axis=-1), ints(e, [-1, rank + 1]))
+    grid = places @ e.op("Transpose", theta, perm=[0, 2, 1])
+    return e.op("Reshape", grid, concat_ints(e, [dim_of(e, theta, 0), *lengths, [rank]]), shape=call.output.shape)
+
+
+OWN_BODIES: dict[str, Body] = {
+    "STFT": _stft,
+    "DeformConv": _deform_conv,
+    "TensorScatter": _tensor_scatter,
+    "AffineGrid": _affine_grid,  # the one in its schema has branches
+}

@@ -227,8 +227,22 @@ class DeformConv(OpRun):
         return (y + (0 if b is None else b.reshape(-1, 1, 1)),)
 
 
+class AffineGrid(OpRun):
+    """AffineGrid in the type of its input: onnx's own computes in float32."""
+
+    op_domain = ""
+
+    def _run(self, theta: Array, size: Array, align_corners: int) -> tuple[Array]:
+        lengths = [int(n) for n in size[2:]]
+        along = [
+            np.linspace(-1, 1, n) if align_corners else (2 * np.arange(n) + 1) / n - 1 for n in lengths
+        ]
+        places = np.stack([*np.meshgrid(*along, indexing="ij")][::-1] + [np.ones(lengths)], -1)
+        return (np.einsum("...k,njk->n...j", places, theta),)
+
+
 _THEIRS = [c for c in vars(reference).values() if isinstance(c, type) and issubclass(c, OpRun) and c is not OpRun]
-MENDED = {c.__name__: c for c in (*_THEIRS, Erf, Pad, Mean, ConvTranspose, LRN, Gelu, MaxPool, AveragePool, Unique, DeformConv)}
+MENDED = {c.__name__: c for c in (*_THEIRS, Erf, Pad, Mean, ConvTranspose, LRN, Gelu, MaxPool, AveragePool, Unique, DeformConv, AffineGrid)}
 MENDED["LpPool"] = LpPool
 
 

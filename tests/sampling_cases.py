@@ -153,7 +153,14 @@ def tensor_scatter_cases() -> Iterator[Case]:
     yield Case("TensorScatter", (normal(2, 4, 5), normal(2, 2, 5)), opset=24)
 
 
+def affine_grid_cases() -> Iterator[Case]:
+    for size, corners, fed in itertools.product(((2, 3, 4, 5), (1, 2, 3, 1, 2)), (0, 1), ((), (1,))):
+        theta = normal(size[0], len(size) - 2, len(size) - 1)
+        yield Case("AffineGrid", (theta, ints(*size)), {"align_corners": corners}, opset=20, fed=fed, note=f"{len(fed)}")
+
+
 FAMILIES = (
+    affine_grid_cases,
     grid_sample_cases,
     roi_align_cases,
     unpooling_cases,

@@ -31,7 +31,7 @@ def _reshape(e: Emitter, call: Call, d: Value) -> Value:
     return reshape_like(e, d, call.given(0))
 
 
-@linear("Cast", moves=True)
+@linear("Cast", "CastLike", moves=True, settings=(1,))
 def _cast(e: Emitter, call: Call, d: Value) -> Value:
     return cast_like(e, d, call.given(0))
 

@@ -37,13 +37,29 @@ UNTYPED = "sequences or optionals"
 REFUSED = "refused by design"
 ELSEWHERE = "tested elsewhere"
 MISSING = "no adjoint"
+OPEN = "not covered"
 
 # Control flow, recurrent layers, quantised operators and their like have tests of their own.
 OTHERS = {"If", "Loop", "Scan", "SequenceMap", "LSTM", "GRU", "RNN"}
 OTHERS |= {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
 CONVERTED = {"Scatter", "Upsample"}  # old operators for which reading the model puts new ones
+CONSTANT = {"Col2Im", "DFT"}  # want the shape of a block, and the axis, as constants
 # Why an operator (with an attribute) is refused.
+# Cases that are not covered, and why.
+INFINITE = "an output holds -inf, which no cotangent goes with"
 MASKED = "a row that is masked whole is NaN within the softmax, and so is its gradient, as in torch"
+NOT_COVERED = {
+    "test_attention_4d_with_past_and_present_qk_matmul_bias_3d_mask_causal": INFINITE,
+    "test_attention_4d_with_past_and_present_qk_matmul_bias_4d_mask_causal": INFINITE,
+    "test_attention_24_qk_matmul_output_mode3_softmax_precision": MASKED,
+    "test_attention_4d_causal_padded_kv_bf16": MASKED,
+    "test_attention_causal_boolmask_nan_robustness": MASKED,
+    "test_attention_23_boolmask_fullymasked_row_nan_robustness": MASKED,
+    "test_attention_4d_causal_nonpad_negative_offset_structural_empty": MASKED,
+    "test_attention_23_fullymasked_qk_matmul_output_mode3_zero": MASKED,
+    "test_attention_24_fullymasked_qk_matmul_output_mode3_zero": MASKED,
+    "test_attention_local_window_gqa_rank4_mask": MASKED,
+}
 TRAINING = "training mode draws or updates numbers: an explanation wants the model in evaluation mode"
 LARGEST = "mode=max keeps the largest of products with weights, not of pixels"
 # Inputs that an operator holds constant, by design.
@@ -85,7 +101,8 @@ class Trial:
     def wanted(self) -> list[str]:
         """Inputs to differentiate by."""
         held = {n.input[i] for n in self.nodes for i in HELD.get(n.op_type, ()) if i < len(n.input)}
-        return [n for n, x in self.feeds.items() if x is not None and x.dtype == np.float64 and n not in held]
+        read = {name for n in self.nodes for name in n.input} - held
+        return [n for n, x in self.feeds.items() if x is not None and x.dtype == np.float64 and n in read]
 
     def frozen(self) -> Trial:
         """The same with integer and boolean inputs as constants of the model."""
@@ -108,7 +125,7 @@ def trials() -> dict[str, Trial]:
 
 def differentiable() -> list[Trial]:
     """Cases in which a float depends on a float, and which ONNX Runtime runs."""
-    verdicts = (TESTED, REFUSED, ELSEWHERE, MISSING)
+    verdicts = (TESTED, REFUSED, ELSEWHERE, MISSING, OPEN)
     return [t for t in trials().values() if t.runs and t.verdict in verdicts]
 
 
@@ -125,7 +142,7 @@ def _trial(case: Any) -> Trial:
         feeds = {name: x + 0.01 * np.arange(x.size).reshape(x.shape) for name, x in feeds.items()}
     outputs = {o.name: _array(x) for o, x in zip(model.graph.output, results, strict=True)}
     trial = Trial(case.name, model, feeds, outputs)
-    if len(trial.nodes) > 1 and all(x is not None for x in feeds.values()):
+    if (len(trial.nodes) > 1 or trial.op in CONSTANT) and all(x is not None for x in feeds.values()):
         trial = replace(trial.frozen(), name=case.name)  # else not even the rank of what a body reduces is known
     verdict, why = _verdict(trial)
     runs = verdict not in (NO_PATH, FOREIGN, NEWER, UNTYPED) and _runs(case.model, inputs)
@@ -174,6 +191,8 @@ def _verdict(trial: Trial) -> tuple[str, str]:
         return UNTYPED, ""
     if not _depends(trial):
         return NO_PATH, ""
+    if trial.name.removesuffix("_expanded") in NOT_COVERED:
+        return OPEN, NOT_COVERED[trial.name.removesuffix("_expanded")]
     for node in trial.nodes:
         given = attributes(node, opset_of(trial.model))
         flag = trial.feeds.get(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None

@@ -100,7 +100,6 @@ UNARY: dict[str, Callable[[Any], Any]] = {
     "Abs": torch.abs,
     "Elu": F.elu,
     "Mish": F.mish,
-    "HardSwish": F.hardswish,
     "Identity": lambda x: x.clone(),
     "GlobalAveragePool": lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True),
 }
@@ -238,7 +237,7 @@ def cut(g: Graph) -> None:
     axis = x.ndim - 1
     if x.ndim < 2 or x.shape[axis] < 2:
         raise LookupError
-    g.emit("Slice", [name, g.ints(1), g.ints(9), g.ints(axis)], x.narrow(axis, 1, x.shape[axis] - 1))
+    g.emit("Slice", [name, g.ints(1), g.ints(999), g.ints(axis)], x.narrow(axis, 1, x.shape[axis] - 1))
 
 
 @step

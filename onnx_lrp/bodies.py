@@ -116,7 +116,7 @@ def _inlined(e: Emitter, call: Call) -> onnx.GraphProto | None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", e.opset)], ir_version=10)
     schema = onnx.defs.get_schema(call.op, e.opset, "")
     try:
-        if schema.has_context_dependent_function:  # type: ignore[attr-defined]
+        if None in call.inputs and schema.has_context_dependent_function:  # type: ignore[attr-defined]
             _give_local_function(model, schema, e.opset)
             inlined = inliner.inline_local_functions(model)
         else:
@@ -130,7 +130,7 @@ def _inlined(e: Emitter, call: Call) -> onnx.GraphProto | None:
 def _give_local_function(model: onnx.ModelProto, schema: onnx.defs.OpSchema, opset: int) -> None:
     """Make the body that a schema builds for this very node a local function of the model, and the node its call.
 
-    The inliner could ask the schema itself, but knows no type for an input that is absent.
+    The inliner asks the schema itself, but knows no type for an input that is absent.
     """
     node = model.graph.node[0]
     types = {info.name: info.type for info in model.graph.input}

@@ -142,7 +142,9 @@ class Emitter:
         wanted = [onnx.helper.make_tensor_value_info(n, 0, None) for n in outputs if n]
         graph = onnx.helper.make_graph([node], "constant", infos, wanted)
         proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(call.domain, self.opset)])
-        results = ReferenceEvaluator(proto, new_ops=MENDED).run(None, {n: a for n, a in zip(names, inputs, strict=True) if n})
+        results = ReferenceEvaluator(proto, new_ops=MENDED).run(
+            None, {n: a for n, a in zip(names, inputs, strict=True) if n}
+        )
         found = iter(results)
         return [np.asarray(next(found)) if n else np.empty(0) for n in outputs]
 
@@ -266,7 +268,11 @@ class Emitter:
         """The elements of a small constant, as shape inference may want them."""
         if value.name in self._arrays:
             return self._arrays[value.name]
-        known = value.facts.const and value.static and math.prod(d for d in value.shape if isinstance(d, int)) <= _FOLD_LIMIT
+        known = (
+            value.facts.const
+            and value.static
+            and math.prod(d for d in value.shape if isinstance(d, int)) <= _FOLD_LIMIT
+        )
         return self.array(value) if known else None
 
     def _fold(self, call: Call) -> tuple[Value, ...] | None:
@@ -408,6 +414,7 @@ class Emitter:
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
+
 
 def _static_lengths(value: Value, attrs: dict[str, Any]) -> list[int] | None:
     """What Shape gives where all the axes it is asked for are known."""

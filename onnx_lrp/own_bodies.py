@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import onnx
 
 from onnx_lrp.adjoints.algebra import transformed
 from onnx_lrp.adjoints.contraction import geometry
@@ -103,7 +102,7 @@ def _affine_grid(e: Emitter, call: Call) -> Value:
         raise ModelError(f"node '{call.site}' (AffineGrid): the length of its input size is not known")
     corners, rank = bool(call.attrs.get("align_corners", 0)), axes - 2
     lengths = [e.op("Slice", size, ints(e, [k]), ints(e, [k + 1])) for k in range(2, axes)]
-    columns = []
+    columns: list[Value] = []
     for k, length in enumerate(lengths):
         numbers, count = (cast_like(e, v, theta) for v in (_numbers(e, _scalar(e, length)), length))
         # A single place is at -1, as ONNX Runtime has it.

@@ -197,7 +197,7 @@ def sample(x: Array, places: Array, mode: str, padding: str, corners: bool = Fal
         weight = np.stack([weights[k][..., i] for i, k in enumerate(taps)]).prod(0)
         at = begin + np.array(taps)
         at = inside(at) if mode == "cubic" else at
-        there = ((at >= 0) & (at < lengths)).all(-1)
+        there = np.all(np.logical_and(at >= 0, at < lengths), axis=-1, keepdims=True)[..., 0]
         index = tuple(np.clip(at, 0, lengths - 1).astype(int).transpose(2, 0, 1))
         for n in range(len(x)):
             y[n] += x[n][(slice(None), *(i[n] for i in index))] * weight[n] * there[n]
@@ -221,8 +221,9 @@ class Resize(op_resize.Resize):
 
     op_domain = ""
 
-    def _run(self, *inputs: Array, cubic_coeff_a: float, **options: Any) -> tuple[Array]:  # type: ignore[override]
-        result: tuple[Array] = super()._run(*inputs, cubic_coeff_a=float(cubic_coeff_a), **options)  # type: ignore[no-untyped-call]
+    def _run(self, *inputs: Array, **options: Any) -> tuple[Array]:  # type: ignore[override]
+        run: Any = super()._run
+        result: tuple[Array] = run(*inputs, **options | {"cubic_coeff_a": float(options["cubic_coeff_a"])})
         return result
 
 

@@ -142,16 +142,12 @@ def roles_of(call: Call, rule: str = "a rule") -> Roles:
     if operator.verb != "linear":
         raise RuleError(f"node '{call.site}': {rule} is for linear operators, {call.op} is {operator.verb}; use pass")
     if operator.moves:
-        raise RuleError(
-            f"node '{call.site}': {rule} is for operators that compute sums, {call.op} moves elements; use route"
-        )
+        raise RuleError(f"node '{call.site}': {rule} is for sums, this {call.op} moves elements; use route")
     if call.attrs.get("reduction") == "mul":
         raise RuleError(f"node '{call.site}': {rule} is for sums, this {call.op} multiplies; use stop")
-    floats = [
-        i for i, v in enumerate(call.inputs) if v is not None and v.dtype.kind == "f" and i not in operator.settings
-    ]
-    live, constants = (tuple(i for i in floats if (i in active) == wanted) for wanted in (True, False))
-    return Roles(live, None, constants, None)
+    floats = [i for i, v in enumerate(call.inputs) if v and v.dtype.kind == "f" and i not in operator.settings]
+    live, constants = [i for i in floats if i in active], [i for i in floats if i not in active]
+    return Roles(tuple(live), None, tuple(constants), None)
 
 
 def _sign(call: Call, index: int) -> int:

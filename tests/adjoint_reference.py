@@ -190,7 +190,7 @@ class Unique(OpRun):
 
     op_domain = ""
 
-    def _run(self, x: Array, axis: int | None, sorted: int) -> tuple[Array, ...]:  # noqa: A002 - its name in ONNX
+    def _run(self, x: Array, axis: int | None, sorted: int) -> tuple[Array, ...]:
         y, first, inverse, counts = np.unique(x, True, True, True, axis=axis)
         order = np.arange(len(first)) if sorted else np.argsort(first)
         back = np.argsort(order)[inverse.reshape(-1)]
@@ -207,9 +207,15 @@ class DeformConv(OpRun):
         self, x: Array, w: Array, offset: Array, b: Array | None = None, mask: Array | None = None, **options: Any
     ) -> tuple[Array]:
         kernel, (high, wide), group, sets = w.shape[2:], offset.shape[2:], options["group"], options["offset_group"]
-        strides, dilations, pads = (options.get(k) or d for k, d in (("strides", [1] * 2), ("dilations", [1] * 2), ("pads", [0] * 4)))
+        strides, dilations, pads = (
+            options.get(k) or d for k, d in (("strides", [1] * 2), ("dilations", [1] * 2), ("pads", [0] * 4))
+        )
         moved = offset.reshape(len(x), sets, -1, 2, high, wide)
-        weights = np.ones((len(x), sets, len(moved[0, 0]), high, wide)) if mask is None else mask.reshape(len(x), sets, -1, high, wide)
+        weights = (
+            np.ones((len(x), sets, len(moved[0, 0]), high, wide))
+            if mask is None
+            else mask.reshape(len(x), sets, -1, high, wide)
+        )
         y = np.zeros((len(x), len(w), high, wide), x.dtype)
         inside, outside = x.shape[1] // sets, len(w) // group
         for k, tap in enumerate(np.ndindex(*kernel)):
@@ -223,7 +229,10 @@ class DeformConv(OpRun):
                     channel = s * inside + c
                     g, own = divmod(channel, w.shape[1])
                     rows = slice(g * outside, (g + 1) * outside)
-                    y[:, rows] += w[rows, own][(slice(None), *tap)][None, :, None, None] * (seen[:, c] * weights[:, s, k])[:, None]
+                    y[:, rows] += (
+                        w[rows, own][(slice(None), *tap)][None, :, None, None]
+                        * (seen[:, c] * weights[:, s, k])[:, None]
+                    )
         return (y + (0 if b is None else b.reshape(-1, 1, 1)),)
 
 
@@ -234,15 +243,16 @@ class AffineGrid(OpRun):
 
     def _run(self, theta: Array, size: Array, align_corners: int) -> tuple[Array]:
         lengths = [int(n) for n in size[2:]]
-        along = [
-            np.linspace(-1, 1, n) if align_corners else (2 * np.arange(n) + 1) / n - 1 for n in lengths
-        ]
-        places = np.stack([*np.meshgrid(*along, indexing="ij")][::-1] + [np.ones(lengths)], -1)
+        along = [np.linspace(-1, 1, n) if align_corners else (2 * np.arange(n) + 1) / n - 1 for n in lengths]
+        places = np.stack([*reversed(np.meshgrid(*along, indexing="ij")), np.ones(lengths)], -1)
         return (np.einsum("...k,njk->n...j", places, theta),)
 
 
 _THEIRS = [c for c in vars(reference).values() if isinstance(c, type) and issubclass(c, OpRun) and c is not OpRun]
-MENDED = {c.__name__: c for c in (*_THEIRS, Erf, Pad, Mean, ConvTranspose, LRN, Gelu, MaxPool, AveragePool, Unique, DeformConv, AffineGrid)}
+MENDED = {
+    c.__name__: c
+    for c in (*_THEIRS, Erf, Pad, Mean, ConvTranspose, LRN, Gelu, MaxPool, AveragePool, Unique, DeformConv, AffineGrid)
+}
 MENDED["LpPool"] = LpPool
 
 

@@ -322,7 +322,11 @@ def check(case: Case, peer: Callable[..., list[Array]] | None) -> None:
     cotangents = {name: u for k, (name, u) in enumerate(cotangents.items()) if k not in case.unseeded}
     found = case.gradients(run_reference, cotangents)
     for i in case.wanted:
-        error = off_slope(is_linear(case.op, i, case.attrs), proto, feeds, f"x{i}", cotangents, found[f"gradient/x{i}"]) if not case.kinked else 0
+        error = (
+            off_slope(is_linear(case.op, i, case.attrs), proto, feeds, f"x{i}", cotangents, found[f"gradient/x{i}"])
+            if not case.kinked
+            else 0
+        )
         assert error is not None, "there is a kink here"
         assert error <= 1, f"x{i}: the slope differs by {error:.1e} tolerances"
     assert peer is not None or not case.kinked

@@ -222,7 +222,12 @@ def _depends(trial: Trial) -> bool:
 
 def _held_inside(model: onnx.ModelProto, inputs: Sequence[Any]) -> tuple[onnx.ModelProto, list[Any]]:
     """The model with held float inputs (in Resize: the region and the scales, which stay float32) as its constants."""
-    held = {n.input[i] for n in model.graph.node if n.op_type in ("Resize", "Upsample") for i in range(1, min(3, len(n.input)))}
+    held = {
+        n.input[i]
+        for n in model.graph.node
+        if n.op_type in ("Resize", "Upsample")
+        for i in range(1, min(3, len(n.input)))
+    }
     copy, rest = onnx.ModelProto(), []
     copy.CopyFrom(model)
     del copy.graph.input[:]

@@ -49,7 +49,7 @@ Per family, from running captum 0.9.0 and zennit 0.5.1 and from reading LXT and 
 | softmax within the model, attention | rule | error | gradient | rule, per architecture | error |
 | layer and group normalization | rule | error | gradient | rule, layer and RMS | gradient |
 | reshaping, slicing, gathering | rule | error as modules | gradient: exact | gradient: exact | gradient: exact |
-| a layer used twice | each use by itself | error | wrong: the last use counts | each use by itself | each use by itself |
+| a layer used twice | each use apart | error | wrong: the last use counts | each use apart | each use apart |
 | an operator without a rule | error that lists all | error | gradient | error or table | gradient |
 """
 

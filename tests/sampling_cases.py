@@ -125,9 +125,7 @@ def deform_conv_cases() -> Iterator[Case]:
         (1, 2, (1, 2), (1, 1, 1, 1), (1, 1), False, True),
         (2, 1, (1, 1), (0, 0, 0, 0), (2, 1), False, False),
     ):
-        high, wide = (
-            (n + pads[k] + pads[k + 2] - dilations[k] - 1) // strides[k] + 1 for k, n in enumerate((5, 6))
-        )
+        high, wide = ((n + pads[k] + pads[k + 2] - dilations[k] - 1) // strides[k] + 1 for k, n in enumerate((5, 6)))
         inputs = given(
             normal(2, 4, 5, 6),
             normal(2, 4 // group, 2, 2),
@@ -156,7 +154,9 @@ def tensor_scatter_cases() -> Iterator[Case]:
 def affine_grid_cases() -> Iterator[Case]:
     for size, corners, fed in itertools.product(((2, 3, 4, 5), (1, 2, 3, 1, 2)), (0, 1), ((), (1,))):
         theta = normal(size[0], len(size) - 2, len(size) - 1)
-        yield Case("AffineGrid", (theta, ints(*size)), {"align_corners": corners}, opset=20, fed=fed, note=f"{len(fed)}")
+        yield Case(
+            "AffineGrid", (theta, ints(*size)), {"align_corners": corners}, opset=20, fed=fed, note=f"{len(fed)}"
+        )
 
 
 FAMILIES = (

@@ -96,9 +96,7 @@ def test_adjoint_is_that_of_torch(trial):
         assert close(found[f"gradient/{x}"], gradient, EXACT), x
 
 
-@pytest.mark.parametrize(
-    "trial", [t for t in ENROLLED if t.op in MENDED], ids=lambda trial: trial.name
-)
+@pytest.mark.parametrize("trial", [t for t in ENROLLED if t.op in MENDED], ids=lambda trial: trial.name)
 def test_the_oracle_computes_what_onnx_expects(trial):
     """Where onnx's own implementation was mended, it gives the outputs that come with the case."""
     (name, expected), *_ = trial.outputs.items()

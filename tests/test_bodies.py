@@ -66,3 +66,21 @@ def test_the_source_keeps_its_node(name: str) -> None:
     np.testing.assert_array_equal(plain, both)
     relevance = onnx_lrp.Explainer(model, "epsilon")(feeds).relevance
     assert all(np.isfinite(r).all() and np.abs(r).max() > 0 for r in relevance.values())
+
+
+def test_what_two_bodies_share_counts_once() -> None:
+    """Two nodes on the same tensors emit the same inner tensors, which are seen once: the gradient doubles, no more."""
+    model, feeds = one_node("attention"), feeds_of("attention")
+    twice = onnx.ModelProto()
+    twice.CopyFrom(model)
+    again = twice.graph.node.add()
+    again.CopyFrom(model.graph.node[0])
+    again.name, again.output[0], twice.graph.node[0].output[0] = "again", "b", "a"
+    twice.graph.node.append(helper.make_node("Add", ["a", "b"], ["y"], name="sum"))
+    start = np.ones_like(run_double(model, feeds)["y"], np.float32)
+    one, two = (
+        run_double(onnx_lrp.rewrite(m, "gradient", start="input").model, feeds | {"start": start})
+        for m in (model, twice)
+    )
+    for key in feeds:
+        np.testing.assert_allclose(two[f"relevance/{key}"], 2 * one[f"relevance/{key}"], rtol=1e-9)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from tests.adjoint_reference import run_onnxruntime, run_reference
 from tests.adjoint_tools import EXACT, close, gradient_model
@@ -71,9 +71,7 @@ class Graph:
     def model(self, dtype: Any, outputs: Sequence[str]) -> onnx.ModelProto:
         """The ONNX model, its first axis of free length."""
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        infos = [
-            helper.make_tensor_value_info(name, kind, ["N", *x.shape[1:]]) for name, x in self.inputs.items()
-        ]
+        infos = [helper.make_tensor_value_info(name, kind, ["N", *x.shape[1:]]) for name, x in self.inputs.items()]
         results = [helper.make_tensor_value_info(name, kind, None) for name in outputs]
         tensors = [
             numpy_helper.from_array(w if w.dtype.kind == "i" else w.astype(dtype), n) for n, w in self.weights.items()
@@ -318,5 +316,13 @@ def test_gradient_is_that_of_torch(seed: int) -> None:
 def test_the_graphs_are_mixed() -> None:
     """Every step is drawn; many graphs have several outputs, and tensors that are read twice."""
     graphs = [drawn(seed) for seed in range(GRAPHS)]
-    assert set.union(*(g.seen for g, _ in graphs)) >= {*UNARY, *REDUCE, "Conv", "MaxPool", "AveragePool", "Split", "Gather"}
+    assert set.union(*(g.seen for g, _ in graphs)) >= {
+        *UNARY,
+        *REDUCE,
+        "Conv",
+        "MaxPool",
+        "AveragePool",
+        "Split",
+        "Gather",
+    }
     assert sum(len(outputs) > 1 for _, outputs in graphs) > GRAPHS / 3

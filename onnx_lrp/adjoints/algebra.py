@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 
@@ -24,7 +26,7 @@ def _transform_axis(e: Emitter, call: Call) -> int:
     return known[0] % rank
 
 
-def transformed(e: Emitter, value: Value, axis: int, length: Value | None = None, **attrs: int) -> Value:
+def transformed(e: Emitter, value: Value, axis: int, length: Value | None = None, **attrs: Any) -> Value:
     """DFT of one axis, in the form of the opset.
 
     Args:

@@ -71,8 +71,9 @@ def _gather_nd(e: Emitter, call: Call, d: Value) -> Value:
     return reshape_like(e, scatter_axis(e, merged, rows, 0, count), x)
 
 
-def _scattered(e: Emitter, call: Call, data: Value, updates: Value, reduction: str) -> Value:
-    """The same scattering of other numbers."""
+def _scattered(e: Emitter, call: Call, numbers: Sequence[Value], reduction: str) -> Value:
+    """The same scattering of other data and updates."""
+    data, updates = numbers
     attrs = call.attrs | {"reduction": reduction}
     return e.op(call.op, data, call.given(1), updates, shape=call.output.shape, **attrs)
 
@@ -94,7 +95,7 @@ def _scatter(e: Emitter, call: Call, d: Value) -> Sequence[Value | None]:
         return e.op("GatherElements", value, indices, axis=int(call.attrs.get("axis", 0)), shape=updates.shape)
 
     if reduction == "none":
-        return [_scattered(e, call, d, zeros_like(e, updates), "none"), None, picked(d)]
+        return [_scattered(e, call, (d, zeros_like(e, updates)), "none"), None, picked(d)]
     if reduction == "add":
         return [d, None, picked(d)]
     if reduction == "mul":
@@ -103,14 +104,14 @@ def _scatter(e: Emitter, call: Call, d: Value) -> Sequence[Value | None]:
         zeros = [e.op("Equal", v, zero) for v in (x, updates)]
         rest = [e.op("Where", z, one, v) for z, v in zip(zeros, (x, updates), strict=True)]
         counts = [cast_like(e, z, x) for z in zeros]
-        product, count = _scattered(e, call, *rest, "mul"), _scattered(e, call, *counts, "add")
+        product, count = _scattered(e, call, rest, "mul"), _scattered(e, call, counts, "add")
         others = [count - counts[0], picked(count) - counts[1]]
         pulled = [d * product / rest[0], picked(d * product) / rest[1]]
         found = [e.op("Where", e.op("Equal", o, zero), p, zero) for o, p in zip(others, pulled, strict=True)]
     else:
         y = call.output
         hits = [cast_like(e, e.op("Equal", v, at), x) for v, at in ((x, y), (updates, picked(y)))]
-        share = d / _scattered(e, call, *hits, "add")
+        share = d / _scattered(e, call, hits, "add")
         found = [hits[0] * share, hits[1] * picked(share)]
     return [found[0], None, found[1]]
 

@@ -94,7 +94,7 @@ def _cum_prod(e: Emitter, call: Call, d: Value) -> Value:
     Σ_i d_i p_i [n_i = 1 if x_j is zero, else 0] / r_j.
     """
     x, axis = call.given(0), call.given(1)
-    kept = {name: int(call.attrs.get(name, 0)) for name in ("exclusive", "reverse")}
+    kept: dict[str, Any] = {name: int(call.attrs.get(name, 0)) for name in ("exclusive", "reverse")}
     back = kept | {"reverse": 1 - kept["reverse"]}
     zero = e.op("Equal", x, e.const(0, x.dtype))
     rest = e.op("Where", zero, e.const(1, x.dtype), x)

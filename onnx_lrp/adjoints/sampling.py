@@ -171,7 +171,9 @@ def _roi_align(e: Emitter, call: Call, d: Value) -> Value:
     count = dim_of(e, d, 0) * high
     flat = e.op("Reshape", spread, concat_ints(e, [count, channels * dim_of(e, x, 3)]), allowzero=1)
     mine = cast_like(e, e.op("Equal", e.op("Unsqueeze", arange_like(e, x, 0), ints(e, [1])), batch), x)
-    of_picture = e.op("Unsqueeze", mine, ints(e, [2, 3])) * e.op("Unsqueeze", rows, ints(e, [0]))  # (N, regions, high, H)
+    of_picture = e.op("Unsqueeze", mine, ints(e, [2, 3])) * e.op(
+        "Unsqueeze", rows, ints(e, [0])
+    )  # (N, regions, high, H)
     joined = e.op("Reshape", of_picture, concat_ints(e, [dim_of(e, x, 0), count, dim_of(e, x, 2)]), allowzero=1)
     summed = e.op("Transpose", joined, perm=[0, 2, 1]) @ flat
     sizes = concat_ints(e, [dim_of(e, x, 0), dim_of(e, x, 2), channels, dim_of(e, x, 3)])
@@ -191,7 +193,7 @@ def _bins(e: Emitter, call: Call, side: int, name: str, axis: int) -> Value:
         order = e.const(np.arange(ratio), extent.dtype)
     else:  # as many as the bin is pixels long, which differs from region to region
         samples = e.op("Ceil", extent / float(bins))
-        most = e.op("ReduceMax", e.op("Concat", samples, e.const([[1.0]], extent.dtype), axis=0), keepdims=0)
+        most = e.op("ReduceMax", e.op("Concat", samples, e.const(np.ones((1, 1)), extent.dtype), axis=0), keepdims=0)
         order = e.op("Range", e.const(0, extent.dtype), most, e.const(1, extent.dtype))
     step = extent / float(bins)
     corner = e.op("Unsqueeze", start + step * np.arange(float(bins)), ints(e, [2]))  # (regions, bins, 1)

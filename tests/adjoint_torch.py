@@ -194,7 +194,7 @@ TORCH: dict[str, Forward] = {
     "Add": lambda a, xs, shape: xs[0] + xs[1],
     "Sub": lambda a, xs, shape: xs[0] - xs[1],
     "Mul": lambda a, xs, shape: xs[0] * xs[1],
-    "Mod": lambda a, xs, shape: torch.fmod(xs[0], xs[1]),
+    "Mod": lambda a, xs, shape: (torch.fmod if a["fmod"] else torch.remainder)(xs[0], xs[1]),
     "Div": lambda a, xs, shape: xs[0] / xs[1],
     "Pow": lambda a, xs, shape: torch.pow(xs[0], xs[1]),
     "Max": _extreme(torch.maximum),

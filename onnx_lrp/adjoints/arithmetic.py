@@ -90,6 +90,6 @@ def _extreme(e: Emitter, call: Call, d: Value) -> Sequence[Value]:
 
 @nonlinear("Mod", broadcasts=True)
 def _mod(e: Emitter, call: Call, d: Value) -> Sequence[Value | None]:
-    """Y = a - b n, n the quotient rounded: da = d, db = -d n. Floats are divided with fmod=1 alone, towards zero."""
+    """Y = a - b n, n the quotient rounded (towards zero with fmod, else down): da = d, db = -d n."""
     a, b = call.given(0), call.given(1)
     return [d, -(d * e.op("Round", (a - call.output) / b))]

@@ -37,8 +37,8 @@ TORCH = pytest.importorskip("tests.adjoint_torch").TORCH
 ENROLLED = [t for t in trials().values() if t.verdict == TESTED]
 FROZEN = [t.frozen() for t in ENROLLED if len(t.nodes) == 1 and any(x.dtype != np.float64 for x in t.feeds.values())]
 # Differentiable cases that ONNX Runtime runs and that are not tested, each for a reason that has a name.
-# Where the mended oracle differs from what the case expects: ONNX Runtime reads the places of a MaxUnpool otherwise; the
-# numbers of a Unique are drawn apart.
+# Where the mended oracle differs from what the case expects: ONNX Runtime reads the places of a MaxUnpool otherwise;
+# the numbers of a Unique are drawn apart.
 OTHERWISE = {t.name for t in ENROLLED if t.op == "Unique"} | {"test_maxunpool_export_with_output_shape"}
 EXCEPTIONS = {
     "test_batchnorm_example_training_mode": REFUSED,

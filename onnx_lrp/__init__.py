@@ -2,7 +2,17 @@
 
 from onnx_lrp.errors import InputError, ModelError, OnnxLrpError, RuleError, UnsupportedOps
 from onnx_lrp.explainer import Explainer, Explanation
-from onnx_lrp.methods import LRP, Deconvnet, GradCAM, Gradient, GuidedBackprop, GuidedGradCAM, InputXGradient
+from onnx_lrp.methods import (
+    LRP,
+    Deconvnet,
+    GradCAM,
+    Gradient,
+    GuidedBackprop,
+    GuidedGradCAM,
+    InputXGradient,
+    IntegratedGradients,
+    SmoothGrad,
+)
 from onnx_lrp.rewrite import VERSION, Explained, rewrite
 
 __version__ = VERSION
@@ -18,9 +28,11 @@ __all__ = [
     "GuidedGradCAM",
     "InputError",
     "InputXGradient",
+    "IntegratedGradients",
     "ModelError",
     "OnnxLrpError",
     "RuleError",
+    "SmoothGrad",
     "UnsupportedOps",
     "rewrite",
 ]

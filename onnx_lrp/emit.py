@@ -84,6 +84,7 @@ class Emitter:
         self.lazy: dict[str, Callable[[], Array]] = {}
         self._arrays: dict[str, Array] = {}
         self._tensors: dict[str, gs.Tensor] = {}
+        self._captured: dict[str, gs.Tensor] = {}  # constants as bodies read them
         self._names: set[str] = set(reserved)
         self._site, self._rule, self._doc = "model", "", ""
 
@@ -407,11 +408,10 @@ class Emitter:
     def _closed(self, body: Body) -> gs.Graph:
         """A finished body: nodes that none of its outputs needs go out."""
         alive, _ = _alive(body.graph.nodes, {v.name for v in body.outputs})
-        variables = (
-            [gs.Variable(v.name, v.dtype, None if v.facts.shape is None else list(v.facts.shape)) for v in values]
-            for values in (body.inputs, body.outputs)
-        )
-        inputs, outputs = variables
+        for v in (*body.inputs, *body.outputs):
+            tensor = self._tensor(v, body)
+            tensor.dtype, tensor.shape = v.dtype, None if v.facts.shape is None else list(v.facts.shape)
+        inputs, outputs = ([self._tensor(v, body) for v in values] for values in (body.inputs, body.outputs))
         return gs.Graph(alive, inputs, outputs, name=body.name, opset=self.opset)
 
     # ---- names and bookkeeping -----------------------------------------------------------------------------------
@@ -450,8 +450,8 @@ class Emitter:
     def _tensor(self, value: Value | None, body: Body) -> gs.Tensor:
         if value is None:
             return gs.Variable.empty()
-        if body is not self._bodies[0] and value.name in self._arrays:
-            return gs.Variable(value.name)  # a constant lives in the model's own graph
+        if body is not self._bodies[0] and isinstance(self._tensors.get(value.name), gs.Constant):
+            return self._captured.setdefault(value.name, gs.Variable(value.name))  # it lives in the model's own graph
         if value.name not in self._tensors:
             self._tensors[value.name] = gs.Variable(value.name)
         return self._tensors[value.name]

@@ -16,7 +16,7 @@ import onnx
 from onnx_lrp import model as models
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.adjoints.shapes import expand_like, ints
-from onnx_lrp.backward import Relevance, Step, gradient, reverse
+from onnx_lrp.backward import Relevance, Step, gradient
 from onnx_lrp.canonical import view
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError, ModelError, UnsupportedNode, UnsupportedOps
@@ -190,7 +190,7 @@ def rewrite_with_accounts(
         raise ModelError(f"the model already has a tensor named '{EXPLAIN}', which the switch needs; rename it")
     explained, head = find_explained(v, output)
     reported = {**_reported_inputs(v, inputs), **{name: ([v.value(name)], False) for name in layers}}
-    wanted = [x for values, _ in reported.values() for x in values]
+    wanted = {x: name for name, (values, _) in reported.items() for x in values}
     plan = chosen.plan(v, explained, wanted)
     first = seed(e, explained, target, begin, head)
     keeper = _Ledger(e, first, accounts)
@@ -205,7 +205,7 @@ def rewrite_with_accounts(
         steps, rows = _assign(source, calls, chosen.name, walk.step_for, allow_gradient)
         known = set(table)
         table.extend(row for row in rows if row not in known)
-        found.append(reverse(e, calls, {explained: first.relevance}, _scoped(steps, keeper), walk.wanted))
+        found.append(walk.run(e, calls, {explained: first.relevance}, _scoped(steps, keeper), walk.wanted))
     reported |= {name: ([x], False) for name, x in plan.layers.items()}
     outputs: list[Value] = []
     names: dict[str, str] = {}
@@ -220,6 +220,8 @@ def rewrite_with_accounts(
     outputs.append(e.rename(first.used, "target_used"))
     outputs.append(e.rename(first.score, "score"))
     outputs.extend(keeper.outputs())
+    extras = plan.extras(e, found, first)
+    outputs.extend(e.rename(value, name) for name, value in extras.items())
     added = e.export(outputs)
     info = {
         "version": VERSION,
@@ -339,13 +341,13 @@ class _Ledger:
             e.book = self._book
 
     def _book(self, call: Call, account: str, share: Any) -> None:
-        value = share()
+        value = None if self._e.inside else share()  # what is inside a Loop cannot be read outside
         if value is not None:
             self._items.append((call.site, account, self._per_sample(value, call)))
 
     def flow(self, call: Call, out: Sequence[Relevance | None], shares: Iterable[Relevance | None]) -> None:
         """Note what came into a node and what left it."""
-        if self._mode != "node":
+        if self._mode != "node" or self._e.inside:
             return
         pairs = [("out", r, o) for r, o in zip(out, call.outputs, strict=False)]
         pairs += [("in", r, x) for r, x in zip(shares, call.inputs, strict=False)]

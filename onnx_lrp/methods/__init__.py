@@ -10,7 +10,9 @@ from onnx_lrp.errors import InputError
 from onnx_lrp.methods.contract import Found, Method, Plan, StepFor, Walk
 from onnx_lrp.methods.gradcam import GradCAM, GuidedGradCAM
 from onnx_lrp.methods.gradients import Deconvnet, Gradient, GuidedBackprop, InputXGradient
+from onnx_lrp.methods.integrated import IntegratedGradients
 from onnx_lrp.methods.lrp import LRP
+from onnx_lrp.methods.smoothgrad import SmoothGrad
 
 __all__ = [
     "LRP",
@@ -21,8 +23,10 @@ __all__ = [
     "GuidedBackprop",
     "GuidedGradCAM",
     "InputXGradient",
+    "IntegratedGradients",
     "Method",
     "Plan",
+    "SmoothGrad",
     "StepFor",
     "Walk",
     "find_method",
@@ -36,6 +40,8 @@ _GRADIENT_FAMILY: dict[str, Callable[[], Method]] = {
     "deconvnet": Deconvnet,
     "grad_cam": GradCAM,
     "guided_grad_cam": GuidedGradCAM,
+    "integrated_gradients": IntegratedGradients,
+    "smoothgrad": SmoothGrad,
 }
 
 

@@ -5,6 +5,7 @@ from onnx_lrp.explainer import Explainer, Explanation
 from onnx_lrp.methods import (
     LRP,
     Deconvnet,
+    DeepLift,
     GradCAM,
     Gradient,
     GuidedBackprop,
@@ -19,6 +20,7 @@ __version__ = VERSION
 __all__ = [
     "LRP",
     "Deconvnet",
+    "DeepLift",
     "Explained",
     "Explainer",
     "Explanation",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from onnx_lrp.composite import book_names
 from onnx_lrp.errors import InputError
 from onnx_lrp.methods.contract import Found, Method, Plan, StepFor, Walk
+from onnx_lrp.methods.deeplift import DeepLift
 from onnx_lrp.methods.gradcam import GradCAM, GuidedGradCAM
 from onnx_lrp.methods.gradients import Deconvnet, Gradient, GuidedBackprop, InputXGradient
 from onnx_lrp.methods.integrated import IntegratedGradients
@@ -17,6 +18,7 @@ from onnx_lrp.methods.smoothgrad import SmoothGrad
 __all__ = [
     "LRP",
     "Deconvnet",
+    "DeepLift",
     "Found",
     "GradCAM",
     "Gradient",
@@ -41,6 +43,7 @@ _GRADIENT_FAMILY: dict[str, Callable[[], Method]] = {
     "grad_cam": GradCAM,
     "guided_grad_cam": GuidedGradCAM,
     "integrated_gradients": IntegratedGradients,
+    "deeplift": DeepLift,
     "smoothgrad": SmoothGrad,
 }
 

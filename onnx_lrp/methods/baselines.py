@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from onnx_lrp.adjoints.shapes import expand_like
+from onnx_lrp.adjoints.shapes import expand_like, ints
+from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Emitter, Value
 from onnx_lrp.errors import InputError
 from onnx_lrp.view import View
@@ -59,3 +62,21 @@ class Baselines:
         alone = sum(other == "input" for other in fed) == 1
         label = "baseline" if alone else f"baseline/{name}"
         return expand_like(e, e.parameter(label, np.zeros((1,) * x.rank, x.dtype)), x)
+
+
+def completeness_delta(e: Emitter, parts: Sequence[Value], z: Value, z0: Value, seed: Relevance) -> Value:
+    """How far contributions are from what they are to sum to, per sample (N,).
+
+    Args:
+        e: the emitter.
+        parts: contributions of all inputs.
+        z: the explained tensor.
+        z0: the same at the baseline.
+        seed: what the walk began with: its weights make of z the score that is explained.
+    """
+    total = functools.reduce(operator.add, (_per_sample(e, part) for part in parts))
+    return total - _per_sample(e, (z - z0) * seed.whole(e))
+
+
+def _per_sample(e: Emitter, x: Value) -> Value:
+    return e.op("ReduceSum", x, ints(e, range(1, x.rank)), keepdims=0) if x.rank > 1 else x

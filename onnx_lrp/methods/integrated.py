@@ -9,10 +9,9 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from onnx_lrp.adjoints.shapes import ints, zeros_like
-from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Array, Emitter, Value
 from onnx_lrp.errors import InputError
-from onnx_lrp.methods.baselines import Baseline, Baselines
+from onnx_lrp.methods.baselines import Baseline, Baselines, completeness_delta
 from onnx_lrp.methods.contract import Found, Plan, Walk
 from onnx_lrp.methods.gradients import Gradient
 from onnx_lrp.methods.sweep import Sweep, independent
@@ -90,26 +89,10 @@ class IntegratedGradients:
             return found[0][x].whole(e) * (x - baselines(e, x)) if x in found[0] else zeros_like(e, x)
 
         def delta(e: Emitter, found: Found, seed: Seed) -> dict[str, Value]:
-            parts = [_per_sample(e, report(e, x, found)) for x in reported]
-            rise = _score(e, explained, seed.relevance) - _score_at(v, e, explained, seed.relevance, baselines)
-            for part in parts[1:]:
-                parts[0] = parts[0] + part
-            return {"delta": parts[0] - rise}
+            parts = [report(e, x, found) for x in reported]
+            start = {x: baselines(e, x) for x in reported}
+            before = replay(e, leading(v.calls, list(start), [explained]), start)[explained]
+            return {"delta": completeness_delta(e, parts, explained, before, seed.relevance)}
 
         run = Sweep(v, explained, list(reported), path, weights, self.chunk)
         return Plan([Walk(Gradient().step_for, list(reported), run)], report, extras=delta)
-
-
-def _score(e: Emitter, z: Value, seed: Relevance) -> Value:
-    """What the gradient is taken of: the explained tensor, weighted by what the walk begins with."""
-    return _per_sample(e, z * seed.whole(e))
-
-
-def _score_at(v: View, e: Emitter, z: Value, seed: Relevance, baselines: Baselines) -> Value:
-    """The same at the baseline."""
-    moved = {x: baselines(e, x) for x in baselines.names}
-    return _per_sample(e, replay(e, leading(v.calls, list(moved), [z]), moved)[z] * seed.whole(e))
-
-
-def _per_sample(e: Emitter, x: Value) -> Value:
-    return e.op("ReduceSum", x, ints(e, range(1, x.rank)), keepdims=0) if x.rank > 1 else x

@@ -37,6 +37,8 @@ class Explanation:
         target: classes explained, int64 (N,); (N, k) where the output has k class axes.
         score: the explained score, (N,).
         absorbed: relevance taken by biases and stabilizers, (N,); None unless the ledger was asked for.
+        delta: relevance summed minus the rise of the score above the baseline, (N,), zero for complete contributions;
+            None for methods without a baseline.
         inputs: what was fed.
         method: name of the method.
     """
@@ -48,6 +50,7 @@ class Explanation:
     absorbed: Array | None
     inputs: dict[str, Array] = field(repr=False)
     method: str = ""
+    delta: Array | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -63,9 +66,10 @@ class Explanation:
         def cut(arrays: Mapping[str, Array]) -> dict[str, Array]:
             return {k: v[index] if v.ndim and len(v) == len(self) else v for k, v in arrays.items()}
 
-        absorbed = None if self.absorbed is None else self.absorbed[index]
+        absorbed, delta = (None if a is None else a[index] for a in (self.absorbed, self.delta))
         outputs, relevance, inputs = cut(self.outputs), cut(self.relevance), cut(self.inputs)
-        return Explanation(outputs, relevance, self.target[index], self.score[index], absorbed, inputs, self.method)
+        target, score = self.target[index], self.score[index]
+        return Explanation(outputs, relevance, target, score, absorbed, inputs, self.method, delta)
 
     def total(self) -> Array:
         """Sum of the relevance of all reported model inputs per sample, float64 (N,)."""
@@ -106,7 +110,8 @@ class Explanation:
         found = {f"relevance/{k}": v for k, v in self.relevance.items()}
         found |= {f"output/{k}": v for k, v in self.outputs.items()}
         found |= {"target": self.target, "score": self.score}
-        return found if self.absorbed is None else found | {"absorbed": self.absorbed}
+        sums = {"absorbed": self.absorbed, "delta": self.delta}
+        return found | {name: array for name, array in sums.items() if array is not None}
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
@@ -220,6 +225,7 @@ class Explainer:
             joined.get("absorbed"),
             {k: v for k, v in feeds.items() if k in self.session.inputs},
             self.explained.method,
+            joined.get("delta"),
         )
 
     def stream(self, batches: Iterable[Inputs]) -> Iterator[Explanation]:
@@ -278,6 +284,8 @@ class Explainer:
             if data.shape[axis] != count:
                 self._disagree(feeds, count)
             axes[name] = axis
+        # What a method takes besides (a baseline, bounds) is one for all, or has a row per sample.
+        axes |= {n: 0 for n, a in feeds.items() if n not in self.session.inputs and a.ndim and len(a) == count > 1}
         return axes, count
 
     def _disagree(self, feeds: Mapping[str, Array], count: int) -> None:

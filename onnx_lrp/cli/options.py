@@ -44,6 +44,7 @@ def add_rewriting(
     """The model, the method, and what rewriting leaves open."""
     parser.add_argument("model", metavar="MODEL", help="an .onnx file")
     what = "name of a method (see onnx-lrp methods) or path of a rule book (.toml); default epsilon_plus_flat"
+    what += "; parameters follow a colon, as in integrated_gradients:steps=100"
     if several_methods:
         parser.add_argument("-m", "--method", action="append", help=what + "; repeat it to compare")
     else:

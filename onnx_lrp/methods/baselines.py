@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from onnx_lrp.adjoints.shapes import expand_like, ints
+from onnx_lrp.adjoints.shapes import expand_like, ints, shape_of
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Emitter, Value
 from onnx_lrp.errors import InputError
@@ -61,7 +61,8 @@ class Baselines:
         fed = self.given.values() if isinstance(self.given, Mapping) else [self.given] * len(self.names)
         alone = sum(other == "input" for other in fed) == 1
         label = "baseline" if alone else f"baseline/{name}"
-        return expand_like(e, e.parameter(label, np.zeros((1,) * x.rank, x.dtype)), x)
+        fed_one = e.parameter(label, np.zeros((1,) * x.rank, x.dtype))
+        return e.op("Expand", fed_one, shape_of(e, x), shape=x.shape)
 
 
 def completeness_delta(e: Emitter, parts: Sequence[Value], z: Value, z0: Value, seed: Relevance) -> Value:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnx_lrp.adjoints import OPERATORS, adjoint
-from onnx_lrp.adjoints.shapes import expand_like, zeros_like
+from onnx_lrp.adjoints.shapes import expand_like, reduce_like, zeros_like
 from onnx_lrp.backward import Relevance, Step, gradient
+from onnx_lrp.bodies import expand, has_body
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.methods.baselines import Baseline, Baselines, completeness_delta
 from onnx_lrp.methods.contract import Found, Plan, Walk
@@ -31,9 +32,10 @@ class DeepLift:
 
     A multiplier is the mean derivative of an operator on the way from the reference to the input: for one variable
     that is (y - y0) / (x - x0), the rescale rule (where x did not move: f'(x)); for a linear operator its adjoint; for
-    a product of two live tensors each one's mean; for softmax, normalization and the like the mean over eight nodes of
-    Gauss and Legendre. A maximum is shared between both winners by the larger of y and y0, as in captum. So
-    contributions sum to F(x) - F(x0) (eq. 1 there); the output ``delta`` (N,) is what is missing.
+    a product of two live tensors each one's mean. Softmax and normalization are seen through the function body that
+    ONNX gives them; of what has none the mean is taken over eight nodes of Gauss and Legendre. A maximum is shared
+    between both winners by the larger of y and y0, as in captum. So contributions sum to F(x) - F(x0) (eq. 1 there);
+    the output ``delta`` (N,) is what is missing.
 
     Attributes:
         baseline: x0: a number, "input" for a graph input ``baseline`` (zeros where nothing is fed; of several inputs
@@ -49,6 +51,7 @@ class DeepLift:
         """The model once more at the reference, and one walk that compares."""
         independent(v, list(reported), self.name)
         baselines = Baselines.of(v, self.baseline, reported, self.name)
+        v.calls = [part for call in v.calls for part in _parts(v.e, call)]
         start = {x: baselines(v.e, x) for x in reported}
         before = replay(v.e, leading(v.calls, list(reported), [explained]), start)
         twins = {call: twin for twin, call in before.calls}
@@ -69,6 +72,14 @@ class DeepLift:
         return Plan([Walk(step_for, list(reported))], report, extras=delta)
 
 
+def _parts(e: Emitter, call: Call) -> list[Call]:
+    """A call of several variables as the calls of its body, whose multipliers are exact; itself where it has none."""
+    operator = OPERATORS.get(call.op)
+    if call.domain or operator is None or operator.verb != "nonlinear" or not has_body(call.op, e.opset):
+        return [call]
+    return expand(e, call) or [call]
+
+
 def _step(call: Call, twin: Call) -> tuple[Step, str, str]:
     """The step of a call, given its counterpart at the reference."""
     operator, live = OPERATORS[call.op], len(call.active)
@@ -76,6 +87,8 @@ def _step(call: Call, twin: Call) -> tuple[Step, str, str]:
         return gradient, "gradient", "linear"
     if call.op in _MAXIMA or call.op in _MINIMA:
         return _Winners(twin, "Max" if call.op in _MAXIMA else "Min"), "rescale", "both winners"
+    if call.op == "Div":
+        return _Quotient(twin), "rescale", "both means"
     if operator.verb == "pointwise" and live == 1:
         return _Rescale(twin), "rescale", "one variable"
     return _MeanGradient(twin, 1 if operator.verb == "bilinear" else _NODES), "rescale", "mean derivative"
@@ -129,6 +142,23 @@ class _Winners:
                 one = replace(call, inputs=(call.inputs[i],)), replace(self.twin, inputs=(self.twin.inputs[i],))
                 shares[i] = Relevance(_slope(e, *one, sum(parts[1:], parts[0]), resting[i]))
         return shares
+
+
+@dataclass(frozen=True, eq=False)
+class _Quotient:
+    """a / b as a times 1/b: each factor with the mean of the other, and 1/b rescaled: -1 / (b b0)."""
+
+    twin: Call
+
+    def __call__(self, e: Emitter, call: Call, out: Sequence[Relevance | None]) -> Sequence[Relevance | None]:
+        assert out[0] is not None
+        m = expand_like(e, out[0].whole(e), call.output)
+        (a, b), (a0, b0) = ((c.given(0), c.given(1)) for c in (call, self.twin))
+        shares = [m * (1.0 / b + 1.0 / b0) * 0.5, m * (a + a0) * -0.5 / (b * b0)]
+        return [
+            Relevance(reduce_like(e, share, x)) if x.facts.active else None
+            for share, x in zip(shares, (a, b), strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,14 +76,30 @@ class Sweep:
             active = [twin for twin, call in copy.calls if call in calls]
             begin = {copy[y]: Relevance(fold.repeated(e, r, numbers)) for y, r in start.items()}
             found = reverse(e, active, begin, lambda call: step_for(copy.original(call)), [copy[x] for x in wanted])
-            counts = e.op("Gather", e.const(self.weights), numbers)
             body.output(again)
             for x, total in zip(wanted, sums, strict=True):
-                body.output(_added(e, total, found.get(copy[x]), copy[x], x, counts, fold))
+                body.output(self._added(e, total, found.get(copy[x]), copy[x], x, numbers, fold))
         facts = [Facts(x.dtype, x.facts.shape) for x in wanted]
         trips = e.const(np.array(turns, _INT))
         results = e.control("Loop", trips, e.const(np.array(True)), *zeros, bodies={"body": body}, facts=facts)
         return {x: Relevance(result) for x, result in zip(wanted, results, strict=True)}
+
+    def _added(
+        self,
+        e: Emitter,
+        total: Value,
+        found: Relevance | None,
+        twin: Value,
+        x: Value,
+        numbers: Value,
+        fold: _Fold,
+    ) -> Value:
+        """A sum so far, and what one turn found."""
+        if found is None:
+            return total
+        apart = fold.out_of_batch(e, expand_like(e, found.whole(e), twin), x, numbers)
+        counts = e.op("Reshape", e.op("Gather", e.const(self.weights), numbers), ints(e, [-1] + [1] * x.rank))
+        return e.op("Add", total, e.op("ReduceSum", apart * counts, ints(e, [0]), keepdims=0), shape=x.shape)
 
 
 def even_chunk(count: int, most: int) -> int:
@@ -148,13 +164,10 @@ class _Fold:
         shape = (None, *x.shape)
         return self.into_batch(e, e.op("Expand", x, concat_ints(e, [count, *rest]), shape=shape), x)
 
-    def out_of_batch(self, e: Emitter, x: Value, like: Value) -> Value:
+    def out_of_batch(self, e: Emitter, x: Value, like: Value, numbers: Value) -> Value:
         """(k·N, …) as (k, N, …); the shape as (1, *shape)."""
-        rest = [dim_of(e, like, i) for i in range(like.rank)]
-        if self.batch is None:
-            return e.op("Unsqueeze", x, ints(e, [0]))
-        count = e.op("Div", dim_of(e, x, 0), e.op("Max", rest[0], ints(e, [1])))
-        return e.op("Reshape", x, concat_ints(e, [count, *rest]), shape=(None, *like.shape), allowzero=1)
+        lengths = [e.op("Shape", numbers), *(dim_of(e, like, i) for i in range(like.rank))]
+        return e.op("Reshape", x, concat_ints(e, lengths), shape=(None, *like.shape), allowzero=1)
 
     def besides(self, chain: Sequence[Call], changes: Mapping[Value, Value]) -> list[Value]:
         """Tensors from outside that have a row per sample, and so need one per version."""
@@ -199,14 +212,3 @@ def _zeros(e: Emitter, x: Value) -> Value:
 
 def _live(facts: Facts) -> Facts:
     return Facts(facts.dtype, facts.shape, False, Sign.ANY, True)
-
-
-def _added(
-    e: Emitter, total: Value, found: Relevance | None, twin: Value, x: Value, counts: Value, fold: _Fold
-) -> Value:
-    """A sum so far, and what one turn found."""
-    if found is None:
-        return total
-    apart = fold.out_of_batch(e, expand_like(e, found.whole(e), twin), x)
-    column = e.op("Reshape", counts, ints(e, [-1] + [1] * x.rank))
-    return e.op("Add", total, e.op("ReduceSum", apart * column, ints(e, [0]), keepdims=0), shape=x.shape)

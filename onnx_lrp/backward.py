@@ -48,14 +48,14 @@ def reverse(
     step_for: Callable[[Call], Step],
     wanted: Collection[Value],
 ) -> dict[Value, Relevance]:
-    """Walk from the explained tensor back to the wanted ones.
+    """Walk from the tensors with a seed back to the wanted ones.
 
     Relevance is accumulated per value, never per name or position: ``Mul(x, x)`` reaches x twice.
 
     Args:
         e: the emitter.
         calls: the active calls in topological order.
-        seeds: relevance to begin with.
+        seeds: relevance to begin with; one tensor may lie on the way from another.
         step_for: which step a call takes.
         wanted: values whose relevance is kept.
 

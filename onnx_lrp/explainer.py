@@ -184,8 +184,10 @@ class Explainer:
 
     @property
     def chunk(self) -> int:
-        """Samples per run; 0 for a model whose inputs have no batch axis."""
-        return self._batch if isinstance(self._batch, int) else 0 if not self._lead else self.batch_size
+        """Samples per run; 0 where they cannot be told apart: no batch axis in the inputs or in what is explained."""
+        if isinstance(self._batch, int):
+            return self._batch
+        return 0 if not self._lead or self.session.shapes["score"] == [1] else self.batch_size
 
     def __call__(self, inputs: Inputs, target: Targets = None) -> Explanation:
         """Explain a batch of any size.
@@ -320,7 +322,8 @@ class Explainer:
         classes = self.explained.classes
         if "target" not in self.session.optional:
             raise InputError(
-                "the model was rewritten for a fixed target; rewrite it with target='input' to choose classes"
+                "the model was rewritten for a fixed target, or by a method that explains no class; "
+                "rewrite it with target='input' to choose classes"
             )
         try:
             given = np.asarray(target)

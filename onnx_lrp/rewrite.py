@@ -6,29 +6,29 @@ import functools
 import json
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 
 from onnx_lrp import model as models
 from onnx_lrp.adjoints import OPERATORS
-from onnx_lrp.adjoints.shapes import expand_like, ints
+from onnx_lrp.adjoints.shapes import ints
 from onnx_lrp.backward import Relevance, Step, gradient
 from onnx_lrp.canonical import view
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError, ModelError, UnsupportedNode, UnsupportedOps
+from onnx_lrp.ledger import Accounts, Entry, Ledger
 from onnx_lrp.methods import Method, StepFor, find_method
 from onnx_lrp.model import ModelLike, Source
-from onnx_lrp.places import Place, places
+from onnx_lrp.places import places
 from onnx_lrp.switch import EXPLAIN, behind_switch
-from onnx_lrp.target import STARTS, Seed, Start, Target, find_explained, seed
+from onnx_lrp.target import STARTS, Start, Target, find_explained, no_class, seed
 from onnx_lrp.view import View, mark_active
 
 VERSION = "0.1.0"
-Accounts = Literal["none", "total", "node"]
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,6 @@ class Table(list[Row]):
         return "\n".join(
             "  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
         )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One item of the ledger: what a node's account took, as the name of a graph output of shape (N,)."""
-
-    node: str
-    account: str
-    output: str
 
 
 @dataclass
@@ -192,20 +183,25 @@ def rewrite_with_accounts(
     reported = {**_reported_inputs(v, inputs), **{name: ([v.value(name)], False) for name in layers}}
     wanted = {x: name for name, (values, _) in reported.items() for x in values}
     plan = chosen.plan(v, explained, wanted)
-    first = seed(e, explained, target, begin, head)
-    keeper = _Ledger(e, first, accounts)
+    if plan.score is None:
+        first = seed(e, explained, target, begin)
+    elif output or start or target != "input":
+        raise InputError(f"{chosen.name} explains no class: leave output=, start= and target= away")
+    else:
+        first = no_class(e, explained, plan.score)
+    keeper = Ledger(e, first.score, accounts)
     found: list[Mapping[Value, Relevance]] = []
     table = Table()
     for walk in plan.walks:
-        calls = mark_active(v, walk.wanted, explained)
-        if not explained.facts.active:
-            raise InputError(
-                f"'{explained.name}' does not depend on {', '.join(reported)}: there is nothing to explain"
-            )
+        seeds = {explained: first.relevance} if walk.seeds is None else walk.seeds
+        calls = mark_active(v, walk.wanted, *seeds)
+        if not any(x.facts.active for x in seeds):
+            begun = " or ".join(f"'{v.name_of(x)}'" for x in seeds)
+            raise InputError(f"{begun} does not depend on {', '.join(reported)}: there is nothing to explain")
         steps, rows = _assign(source, calls, chosen.name, walk.step_for, allow_gradient)
         known = set(table)
         table.extend(row for row in rows if row not in known)
-        found.append(walk.run(e, calls, {explained: first.relevance}, _scoped(steps, keeper), walk.wanted))
+        found.append(walk.run(e, calls, seeds, _scoped(steps, keeper), walk.wanted))
     reported |= {name: ([x], False) for name, x in plan.layers.items()}
     outputs: list[Value] = []
     names: dict[str, str] = {}
@@ -300,7 +296,7 @@ def _assign(
     return steps, table
 
 
-def _scoped(steps: Mapping[int, tuple[Step, str]], keeper: _Ledger) -> Callable[[Call], Step]:
+def _scoped(steps: Mapping[int, tuple[Step, str]], keeper: Ledger) -> Callable[[Call], Step]:
     """The step of a call, emitting under the call's name, and booked in the ledger."""
 
     def step_for(call: Call) -> Step:
@@ -327,74 +323,3 @@ def _unsupported(source: Source, call: Call, reason: str) -> UnsupportedNode:
     elif call.domain or call.op not in OPERATORS:
         hint = "explain a tensor before it with output=, or export the model without it"
     return UnsupportedNode(call.site, f"{call.domain}.{call.op}" if call.domain else call.op, version, reason, hint)
-
-
-class _Ledger:
-    """What biases and stabilizers take, node by node, each from its own formula."""
-
-    def __init__(self, e: Emitter, first: Seed, mode: Accounts):
-        self._e, self._mode, self._batch = e, mode, first.explained.shape[0] if first.explained.rank else 1
-        self._score = first.score
-        self._items: list[tuple[str, str, Value]] = []
-        self.entries: list[Entry] = []
-        if mode != "none":
-            e.book = self._book
-
-    def _book(self, call: Call, account: str, share: Any) -> None:
-        value = None if self._e.inside else share()  # what is inside a Loop cannot be read outside
-        if value is not None:
-            self._items.append((call.site, account, self._per_sample(value, call)))
-
-    def flow(self, call: Call, out: Sequence[Relevance | None], shares: Iterable[Relevance | None]) -> None:
-        """Note what came into a node and what left it."""
-        if self._mode != "node" or self._e.inside:
-            return
-        pairs = [("out", r, o) for r, o in zip(out, call.outputs, strict=False)]
-        pairs += [("in", r, x) for r, x in zip(shares, call.inputs, strict=False)]
-        for account, relevance, like in pairs:
-            if relevance is not None and like is not None:
-                whole = expand_like(self._e, relevance.whole(self._e), like)
-                self._items.append((call.site, account, self._per_sample(whole, call)))
-
-    def _per_sample(self, value: Value, call: Call) -> Value:
-        """Sum over everything but the batch."""
-        e = self._e
-        if value.rank == 0:
-            return e.op("Reshape", value, ints(e, [1]))
-        axis = 0
-        if value.shape[0] != self._batch and value.shape[0] != 1:
-            matching = [i for i, d in enumerate(value.shape) if d == self._batch]
-            if len(matching) == 1:
-                axis = matching[0]
-            elif self._batch == 1:
-                return e.op("Reshape", e.op("ReduceSum", value, keepdims=0), ints(e, [1]))
-            elif isinstance(value.shape[0], int) and isinstance(self._batch, int):
-                raise ModelError(
-                    f"node '{call.site}' ({call.op}): the ledger needs the batch axis, and {value.shape} shows none; "
-                    "rewrite without ledger"
-                )
-        rest = [i for i in range(value.rank) if i != axis]
-        return e.op("ReduceSum", value, ints(e, rest), keepdims=0) if rest else value
-
-    def outputs(self) -> list[Value]:
-        """The ledger's graph outputs."""
-        e = self._e
-        if self._mode == "none":
-            return []
-        with e.scope("ledger", doc="relevance absorbed by biases and stabilizers"):
-            total = self._score * 0.0
-            for _, account, value in self._items:
-                if account in ("bias", "stabilizer"):
-                    total = total + value
-        result = [e.rename(total, "absorbed")]
-        if self._mode == "node":
-            for number, (site, account, value) in enumerate(self._items):
-                name = f"account/{number}/{account}"
-                self.entries.append(Entry(site, account, name))
-                result.append(e.rename(value, name))
-        return result
-
-
-def describe(place: Place) -> str:
-    """Where a call stands, in words."""
-    return f"depth {place.depth}, height {place.height}"

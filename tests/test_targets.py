@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -508,11 +508,13 @@ def test_a_tensor_without_axes_is_explained_in_one_run(method: str) -> None:
 class Energy(Gradient):
     """Half the squared length of two tensors, of which one lies on the way from the other."""
 
-    def plan(self, v: View, explained: Value, reported: Sequence[Value]) -> Plan:
+    def plan(self, v: View, explained: Value, reported: Mapping[Value, str]) -> Plan:
         c, n = v.value("c"), v.value("n")
         with v.e.scope("energy"):
             score = v.e.op("ReduceSumSquare", c, np.array([1]), keepdims=0) * 0.5 + n * n * 0.5
-        return Plan([Walk(self.step_for, reported, {c: Relevance(c), n: Relevance(n)})], self.report, score=score)
+        return Plan(
+            [Walk(self.step_for, list(reported), seeds={c: Relevance(c), n: Relevance(n)})], self.report, score=score
+        )
 
 
 def test_a_method_begins_where_it_says_with_what_it_computes() -> None:

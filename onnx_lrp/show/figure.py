@@ -179,6 +179,8 @@ def class_name(explanation: Explanation, index: int, labels: Labels = None) -> s
     if first is not None and len(row) == 1 and first[:1].size == 1:
         return labels[0] if labels else "output"
     number = int(row[-1])
+    if number < 0:
+        return "no class"
     name = labels[number] if labels and 0 <= number < len(labels) else f"class {number}"
     return name if len(row) == 1 else f"{name} at {', '.join(str(int(i)) for i in row[:-1])}"
 

@@ -16,11 +16,12 @@ import onnx
 from onnx_lrp import model as models
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.adjoints.shapes import ints
-from onnx_lrp.backward import Relevance, Step, gradient
+from onnx_lrp.backward import Relevance, Step, gradient, reverse
 from onnx_lrp.canonical import view
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError, ModelError, UnsupportedNode, UnsupportedOps
 from onnx_lrp.ledger import Accounts, Entry, Ledger
+from onnx_lrp.masks import Masks, conditions, mask_axes, mask_inputs
 from onnx_lrp.methods import Method, StepFor, find_method
 from onnx_lrp.model import ModelLike, Source
 from onnx_lrp.places import places
@@ -66,6 +67,7 @@ class Explained:
         explained: name of the explained tensor.
         head: Softmax, LogSoftmax or Sigmoid if that was stepped over.
         ledger: per-node accounts (for verification only).
+        masks: masked tensor -> its axis of channels; the graph input is ``mask/<tensor>``.
     """
 
     model: onnx.ModelProto
@@ -77,6 +79,7 @@ class Explained:
     head: str
     source: Source = field(repr=False)
     ledger: list[Entry] = field(default_factory=list, repr=False)
+    masks: dict[str, int] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model under a temporary name and rename it; above 2 GiB the weights lie beside it.
@@ -105,6 +108,8 @@ def rewrite(
     portable: bool = False,
     allow_gradient: bool = False,
     switch: bool = False,
+    masks: Masks = (),
+    exclude_parallel: bool = True,
 ) -> Explained:
     """Append the explanation to a model.
 
@@ -123,6 +128,11 @@ def rewrite(
         allow_gradient: let nodes without a rule take the plain gradient; the table says which did.
         switch: put the explanation behind a graph input ``explain`` (bool, default true), so that a client that
             feeds false pays for the prediction only.
+        masks: tensors at which relevance can be made conditional on channels: each gets a graph input
+            ``mask/<tensor>`` (n, C), n = 1 or the batch, that multiplies its relevance; default ones. Channels lie on
+            axis 1; a mapping of names to axes says otherwise.
+        exclude_parallel: with masks, only what passes through the masked tensors counts, as in zennit-crp: nothing
+            that goes around one, through a shortcut; of several in a row it passes all, of several side by side any.
 
     Returns:
         The explained model.
@@ -146,6 +156,8 @@ def rewrite(
         portable=portable,
         allow_gradient=allow_gradient,
         switch=switch,
+        masks=masks,
+        exclude_parallel=exclude_parallel,
     )
 
 
@@ -163,6 +175,8 @@ def rewrite_with_accounts(
     portable: bool = False,
     allow_gradient: bool = False,
     switch: bool = False,
+    masks: Masks = (),
+    exclude_parallel: bool = True,
 ) -> Explained:
     """Like :func:`rewrite`; ``accounts="node"`` adds every node's own accounts as outputs, for verification."""
     chosen = find_method(method)
@@ -174,7 +188,7 @@ def rewrite_with_accounts(
         source,
         fold_batchnorm=fold_batchnorm,
         portable=portable,
-        kept=[*layers, *(inputs or ()), *([output] if output else []), *chosen.tensors],
+        kept=[*layers, *(inputs or ()), *([output] if output else []), *chosen.tensors, *mask_axes(masks)],
     )
     e = v.e
     if switch and EXPLAIN in e.values:
@@ -189,6 +203,7 @@ def rewrite_with_accounts(
         raise InputError(f"{chosen.name} explains no class: leave output=, start= and target= away")
     else:
         first = no_class(e, explained, plan.score)
+    masked, unmet = mask_inputs(v, masks), set(mask_axes(masks))
     keeper = Ledger(e, first.score, accounts)
     found: list[Mapping[Value, Relevance]] = []
     table = Table()
@@ -199,9 +214,20 @@ def rewrite_with_accounts(
             begun = " or ".join(f"'{v.name_of(x)}'" for x in seeds)
             raise InputError(f"{begun} does not depend on {', '.join(reported)}: there is nothing to explain")
         steps, rows = _assign(source, calls, chosen.name, walk.step_for, allow_gradient)
+        unmet -= {name for name in unmet if v.value(name).facts.active}
         known = set(table)
         table.extend(row for row in rows if row not in known)
-        found.append(walk.run(e, calls, seeds, _scoped(steps, keeper), walk.wanted))
+        run = walk.run
+        if masked and run is not reverse:
+            raise InputError(f"masks= is for methods that walk through the model once, which {chosen.name} does not")
+        if masked:
+            run = functools.partial(reverse, conditions=conditions(masked, calls, exclude_parallel))
+        found.append(run(e, calls, seeds, _scoped(steps, keeper), walk.wanted))
+    if unmet:
+        raise InputError(
+            f"masks= names {', '.join(sorted(unmet))}, which does not lie between {', '.join(reported)} "
+            f"and '{explained.name}'; name another tensor"
+        )
     reported |= {name: ([x], False) for name, x in plan.layers.items()}
     outputs: list[Value] = []
     names: dict[str, str] = {}
@@ -219,7 +245,7 @@ def rewrite_with_accounts(
     extras = plan.extras(e, found, first)
     outputs.extend(e.rename(value, name) for name, value in extras.items())
     added = e.export(outputs)
-    info = {
+    info: dict[str, Any] = {
         "version": VERSION,
         "method": chosen.name,
         "parameters": repr(chosen),
@@ -228,13 +254,17 @@ def rewrite_with_accounts(
         "explained": explained.name,
         "source_sha256": source.sha256,
     }
+    if masked:
+        info |= {"masks": mask_axes(masks), "exclude_parallel": exclude_parallel}
     nodes, own = len(source.skeleton.graph.node), [o.name for o in source.skeleton.graph.output]
     shapes = {name: tuple(tensor.dims) for name, tensor in source.weights.items()}
     arrange = (lambda proto: behind_switch(proto, nodes, own, shapes)) if switch else (lambda proto: None)
     proto = models.assemble(source, added, {"onnx_lrp": json.dumps(info, sort_keys=True)}, arrange)
     axes = explained.shape[1:] if explained.rank > 1 else ()
     classes = tuple(d if isinstance(d, int) else None for d in axes if d != 1) or (1,)
-    return Explained(proto, table, chosen.name, names, classes, explained.name, head, source, keeper.entries)
+    return Explained(
+        proto, table, chosen.name, names, classes, explained.name, head, source, keeper.entries, mask_axes(masks)
+    )
 
 
 def _reported_inputs(v: View, inputs: Sequence[str] | None) -> dict[str, tuple[list[Value], bool]]:

@@ -82,6 +82,24 @@ def rewriting(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_masks(parser: argparse.ArgumentParser) -> None:
+    """Relevance conditional on channels."""
+    about = "add an input 'mask/TENSOR', which says which channels of it count; may be repeated"
+    parser.add_argument("--mask", action="append", default=[], metavar="TENSOR", help=about)
+    keep_parallel(parser)
+
+
+def keep_parallel(parser: argparse.ArgumentParser) -> None:
+    """Whether paths around a masked tensor count."""
+    about = "count what passes around the masked tensors, too, as through a shortcut"
+    parser.add_argument("--keep-parallel", action="store_true", help=about)
+
+
+def masking(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `rewrite` that `add_masks` asks for."""
+    return {"masks": args.mask, "exclude_parallel": not args.keep_parallel}
+
+
 def add_running(parser: argparse.ArgumentParser) -> None:
     """Where and how a model runs."""
     group = parser.add_argument_group("running")

@@ -363,3 +363,18 @@ def test_the_command_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert '"exclude_parallel": false' in next(p.value for p in onnx.load(out).metadata_props if p.key == "onnx_lrp")
     assert main(["check", str(file), "--mask", "nope"]) == 2
     assert "no tensor named 'nope'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "smoothgrad"])
+def test_methods_of_many_walks_are_refused(method: str) -> None:
+    with pytest.raises(
+        InputError, match=f"masks= is for methods that walk through the model once, which {method} does"
+    ):
+        rewrite(conv(), method, masks=["c"])
+
+
+def test_contributions_to_a_difference() -> None:
+    """DeepLIFT's multipliers are linear in those of a tensor, too."""
+    x = normal(1, 3, 8, 8)
+    parts = explainer(method="deeplift")(x, 1, masks={"c": list(range(6))}).relevance["x"]
+    close(parts.sum(0), explainer(method="deeplift")(x, 1).relevance["x"][0])

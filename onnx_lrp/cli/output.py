@@ -155,6 +155,19 @@ def plan(out: str | None, model: Path, paths: Sequence[Path], methods: Sequence[
     return Output(path, kind, files, colormap)
 
 
+def check_writing(path: Path, inputs: Sequence[Path]) -> None:
+    """Refuse at once a file that could not be written at the end, or that is an input.
+
+    Raises:
+        InputError: says which, and why.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} is missing; make it first")
+    _try_writing(path.parent)
+    if path.resolve() in {p.resolve() for p in inputs}:
+        raise InputError(f"{path}: this is an input, which stays as it is; write elsewhere with -o")
+
+
 def _try_writing(folder: Path) -> None:
     """Fail before the work rather than after it."""
     try:

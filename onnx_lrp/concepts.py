@@ -70,8 +70,9 @@ class Concepts:
         return [Hit(int(sample), float(relevance)) for sample, relevance in pairs if relevance > 0]
 
     def leading(self, count: int) -> list[int]:
-        """The channels of greatest mean relevance."""
-        return [int(c) for c in np.argsort(-self.mean, kind="stable")[:count]]
+        """The channels that stand out most in their best samples: above what they have in all of them on average."""
+        best = self._relevance.mean(1) if self.count else self.mean
+        return [int(c) for c in np.argsort(self.mean - best, kind="stable")[:count]]
 
     def chosen(self, channels: Sequence[int], tensor: str) -> list[int]:
         """Channels by number, each once.

@@ -69,7 +69,7 @@ def register(commands: Commands) -> list[argparse.ArgumentParser]:
     parser.add_argument("sources", metavar="INPUT", nargs="+", help="images, folders of images, .npy, .npz, .json")
     parser.add_argument("--layer", required=True, metavar="TENSOR", help="the tensor whose channels are looked at")
     parser.add_argument("--axis", type=int, default=1, help="on which axis its channels lie; default 1")
-    shown = f"numbers such as 3,12,40; default: the {_FIRST} that are most relevant on average"
+    shown = f"numbers such as 3,12,40; default: the {_FIRST} that stand out most in their best inputs"
     parser.add_argument("--channels", metavar="LIST", help=shown)
     parser.add_argument("--top", type=count, default=6, metavar="K", help="inputs per channel; default 6")
     parser.add_argument("--by", choices=("sum", "max"), default="sum", help="over the places of a channel; default sum")

@@ -16,7 +16,7 @@ from onnx_lrp.show.heatmap import DEFAULT, overlay, reduce_channels
 if TYPE_CHECKING:
     from PIL import Image
 
-_KEPT = 0.9  # of the relevance that a window holds, along each axis
+_KEPT = 0.9  # of the relevance squared, so that what is faint counts little, which a window holds along each axis
 _LEAST = 0.25  # of the picture's shorter side that a window has at least
 
 
@@ -90,13 +90,16 @@ def _panels(item: ConceptCell, colormap: str, crop: bool, cell: int) -> list[Ima
 
 
 def window(relevance: ArrayLike, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The square that holds nine tenths of the |relevance| along each axis, with a margin: left, top, right, bottom.
+    """The square that holds nine tenths of the squared relevance along each axis, and a margin.
 
     Args:
         relevance: (C, h, w), (h, w, C) or (h, w).
         size: height and width of the picture in pixels, on which the square is counted.
+
+    Returns:
+        Left, top, right, bottom; the whole picture for a map of zeros.
     """
-    mass = np.abs(reduce_channels(relevance))
+    mass = np.square(reduce_channels(relevance))
     spans = []
     for axis, length in ((1, size[0]), (0, size[1])):
         run = np.cumsum(mass.sum(axis))
@@ -104,7 +107,7 @@ def window(relevance: ArrayLike, size: tuple[int, int]) -> tuple[int, int, int, 
             return (0, 0, size[1], size[0])
         low, high = np.searchsorted(run / run[-1], [(1 - _KEPT) / 2, (1 + _KEPT) / 2])
         spans.append((low * length / len(run), (high + 1) * length / len(run)))
-    side = max(high - low for low, high in spans) * 1.15
+    side = max(high - low for low, high in spans) * 1.35
     side = round(min(max(side, _LEAST * min(size)), *size))
     starts = []
     for (low, high), length in zip(spans, size, strict=True):

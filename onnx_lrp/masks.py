@@ -96,12 +96,15 @@ class Masked(Conditions):
         return not ahead.isdisjoint(here)
 
 
-def conditions(masks: Mapping[Value, Value], calls: Sequence[Call], exclude_parallel: bool) -> Conditions:
+def conditions(
+    masks: Mapping[Value, Value], model: Sequence[Call], calls: Sequence[Call], exclude_parallel: bool
+) -> Conditions:
     """The conditions of a walk over these calls.
 
     Args:
         masks: what the relevance of a tensor is multiplied by.
-        calls: the active calls in topological order.
+        model: all calls in topological order: a walk may end before it comes to a mask.
+        calls: those of the walk.
         exclude_parallel: let no relevance pass around the masked tensors: of several in a row it passes all, of
             several side by side any.
     """
@@ -110,8 +113,8 @@ def conditions(masks: Mapping[Value, Value], calls: Sequence[Call], exclude_para
     if not exclude_parallel:
         return Masked(masks, None, _NOWHERE)
     behind = set(masks)
-    for call in calls:
-        if any(call.given(i) in behind for i in call.active):
+    for call in model:
+        if any(x in behind for x in call.inputs):
             behind.update(o for o in call.outputs if o is not None)
     fed: dict[Value, frozenset[Value]] = {}
     for call in reversed(calls):

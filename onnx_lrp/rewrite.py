@@ -221,7 +221,7 @@ def rewrite_with_accounts(
         if masked and run is not reverse:
             raise InputError(f"masks= is for methods that walk through the model once, which {chosen.name} does not")
         if masked:
-            run = functools.partial(reverse, conditions=conditions(masked, calls, exclude_parallel))
+            run = functools.partial(reverse, conditions=conditions(masked, v.calls, calls, exclude_parallel))
         found.append(run(e, calls, seeds, _scoped(steps, keeper), walk.wanted))
     if unmet:
         raise InputError(

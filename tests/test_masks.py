@@ -377,3 +377,24 @@ def test_contributions_to_a_difference() -> None:
     x = normal(1, 3, 8, 8)
     parts = explainer(method="deeplift")(x, 1, masks={"c": list(range(6))}).relevance["x"]
     close(parts.sum(0), explainer(method="deeplift")(x, 1).relevance["x"][0])
+
+
+def test_a_walk_that_ends_before_the_mask_is_free() -> None:
+    """Guided Grad-CAM walks to its layer, which the mask does not reach, and to the input, which it does."""
+    model = Net()
+    first = model("Relu", model("Conv", model.input("x", "N", 3, 8, 8), model.weight(4, 3, 3, 3)), out="first")
+    last = model("Relu", model("Conv", first, model.weight(4, 4, 3, 3)), out="last")
+    proto = model.model(model("MatMul", model("Flatten", model("GlobalAveragePool", last)), model.weight(4, 3)))
+    x = normal(1, 3, 8, 8)
+
+    def found(method: str, **options: Any) -> np.ndarray:
+        explained = Explainer(proto, method, device="cpu", threads=1, **options)
+        return explained(x, 1, masks={"first": 2} if options else None).relevance["x"]
+
+    cam = found("grad_cam")
+    assert cam.any()
+    np.testing.assert_allclose(
+        found("guided_grad_cam", masks=["first"]), found("guided_backprop", masks=["first"]) * cam, rtol=1e-5, atol=1e-9
+    )
+    with pytest.raises(InputError, match="names first, which does not lie between"):
+        rewrite(proto, "grad_cam", masks=["first"])

@@ -89,9 +89,10 @@ def reverse(
         ways = [(o, x) for o, x in ways if conditions.passes(o, x)]
         if not ways:
             continue
-        out = [relevance[o] if o in {o for o, _ in ways} else None for o in call.outputs]
+        starts, ends = {o for o, _ in ways}, {x for _, x in ways}
+        out = [relevance[o] if o in starts else None for o in call.outputs]
         for x, share in zip(call.inputs, step_for(call)(e, call, out), strict=False):
-            if x in {x for _, x in ways} and share is not None:
+            if x in ends and share is not None:
                 total = add(e, relevance.get(x), share, x)
                 assert total is not None
                 relevance[x] = total

@@ -142,7 +142,7 @@ def _outs(args: argparse.Namespace, paths: Sequence[Path]) -> list[Path]:
     for out in outs:
         if out.suffix not in (".png", ".json", ".npz"):
             raise InputError(f"{out}: concepts are written as .png, .json or .npz; choose one of these suffixes")
-        check_writing(out, [*paths, Path(args.model)])
+        check_writing(out, [out], [*paths, Path(args.model)])
     if args.colormap not in COLORMAPS:
         raise InputError(f"--colormap {args.colormap} is unknown; give one of {', '.join(COLORMAPS)}")
     if any(out.suffix == ".png" for out in outs):

@@ -10,7 +10,17 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from onnx_lrp.adjoints.shapes import along_axis, arange_like, concat_ints, dim_of, expand_like, ints, reshape_like
+from onnx_lrp.adjoints.shapes import (
+    along_axis,
+    arange_like,
+    concat_ints,
+    dim_of,
+    expand_like,
+    ints,
+    reshape_like,
+    shape_of,
+    zeros_like,
+)
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
@@ -31,18 +41,14 @@ class Seed:
     """Where the walk begins.
 
     Attributes:
-        explained: the explained tensor.
-        relevance: its relevance.
+        relevance: that of the explained tensor.
         used: the classes explained, int64 (N,), or (N, k) where the output has k class axes.
-        score: the explained score (N,).
-        head: operator that was stepped over to reach the explained tensor ("" if none).
+        score: the explained score (N,); (1,) for an explained tensor without axes.
     """
 
-    explained: Value
     relevance: Relevance
     used: Value
     score: Value
-    head: str
 
 
 def find_explained(view: View, output: str | None) -> tuple[Value, str]:
@@ -71,7 +77,7 @@ def class_axes(value: Value) -> list[int]:
     return [i for i, d in enumerate(value.shape) if i > 0 and d != 1]
 
 
-def seed(e: Emitter, explained: Value, target: Target, start: Start, head: str = "") -> Seed:
+def seed(e: Emitter, explained: Value, target: Target, start: Start) -> Seed:
     """Emit the choice of the class and the relevance to begin with.
 
     Args:
@@ -81,7 +87,6 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start, head: str =
             several class axes an int runs over the last one, and picks the place where that class scores highest;
             -1 stands for the arg max along its axis.
         start: what relevance begins with; see CONTRACT of the package.
-        head: what was stepped over.
     """
     with e.scope("target", doc="choice of the explained class"):
         axes = class_axes(explained)
@@ -94,7 +99,21 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start, head: str =
         whole = relevance.whole(e) if start != "one" else explained * hot
         rest = list(range(1, explained.rank))
         score = e.op("ReduceSum", whole, ints(e, rest), keepdims=0, label="score") if rest else whole
-    return Seed(explained, relevance, used, score, head)
+        score = score if score.rank else e.op("Reshape", score, ints(e, [1]))
+    return Seed(relevance, used, score)
+
+
+def no_class(e: Emitter, explained: Value, score: Value) -> Seed:
+    """What stands in the place of a class where a method explains none: class -1, and the method's own score.
+
+    Args:
+        e: the emitter.
+        explained: the explained tensor.
+        score: (N,).
+    """
+    with e.scope("target", doc="no class is explained"):
+        used = e.op("ConstantOfShape", shape_of(e, score), shape=score.shape, value=np.array([-1], _INT))
+    return Seed(Relevance(zeros_like(e, explained)), used, score)
 
 
 def _wanted(e: Emitter, target: Target, lengths: Sequence[Dim]) -> Value | None:

@@ -71,8 +71,8 @@ class View:
         return counts
 
 
-def mark_active(v: View, wanted: Collection[Value], explained: Value) -> list[Call]:
-    """Mark what carries influence from the wanted values to the explained one; the calls between them, in order."""
+def mark_active(v: View, wanted: Collection[Value], *explained: Value) -> list[Call]:
+    """Mark what carries influence from the wanted values to the explained ones; the calls between them, in order."""
     for value in v.e.values.values():
         if value.facts.active:
             value.facts = replace(value.facts, active=False)
@@ -87,7 +87,7 @@ def mark_active(v: View, wanted: Collection[Value], explained: Value) -> list[Ca
             reached.update(outputs)
             if outputs:
                 forward.append(call)
-    needed = {explained}
+    needed = set(explained)
     chain = []
     for call in reversed(forward):
         if any(o in needed for o in call.outputs):

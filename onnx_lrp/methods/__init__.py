@@ -12,6 +12,7 @@ from onnx_lrp.methods.contract import Found, Method, Plan, StepFor, Walk
 from onnx_lrp.methods.deeplift import DeepLift
 from onnx_lrp.methods.gradcam import GradCAM, GuidedGradCAM
 from onnx_lrp.methods.gradients import Deconvnet, Gradient, GuidedBackprop, InputXGradient
+from onnx_lrp.methods.hadamard import Hadamard
 from onnx_lrp.methods.integrated import IntegratedGradients
 from onnx_lrp.methods.lrp import LRP
 from onnx_lrp.methods.smoothgrad import SmoothGrad
@@ -25,6 +26,7 @@ __all__ = [
     "Gradient",
     "GuidedBackprop",
     "GuidedGradCAM",
+    "Hadamard",
     "InputXGradient",
     "IntegratedGradients",
     "Method",
@@ -46,6 +48,7 @@ _GRADIENT_FAMILY: dict[str, type[Any]] = {
     "integrated_gradients": IntegratedGradients,
     "deeplift": DeepLift,
     "smoothgrad": SmoothGrad,
+    "hadamard": Hadamard,
 }
 
 
@@ -101,7 +104,9 @@ def _with_parameters(name: str, given: str) -> Method:
     return method
 
 
-def _value(text: str) -> int | float | str:
+def _value(text: str) -> int | float | str | bool:
+    if text in ("True", "False"):
+        return text == "True"
     for kind in (int, float):
         try:
             return kind(text)

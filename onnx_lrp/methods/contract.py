@@ -32,17 +32,20 @@ def nothing(e: Emitter, found: Found, seed: Seed) -> Mapping[str, Value]:
 
 @dataclass(frozen=True)
 class Walk:
-    """One reverse walk from the explained tensor.
+    """One reverse walk, from the explained tensor unless it says otherwise.
 
     Attributes:
         step_for: the step of a call, the rule's name and why; None where there is none.
         wanted: the tensors whose relevance it is to find.
         run: how it is run: once through the model, or in another way with the same result type.
+        seeds: the tensors it begins at, each with its relevance, which may be computed in the graph; None: the
+            explained tensor, with what target and start say.
     """
 
     step_for: StepFor
     wanted: Sequence[Value]
     run: Run = reverse
+    seeds: Mapping[Value, Relevance] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ class Plan:
         report: what is reported for a tensor, from what the walks found.
         layers: further tensors that it reports on of its own accord.
         extras: further outputs by name, one number per sample.
+        score: what is explained, (N,), for a method that explains no class: then target, start and output have no say.
     """
 
     walks: Sequence[Walk]
     report: Callable[[Emitter, Value, Found], Value]
     layers: Mapping[str, Value] = field(default_factory=dict)
     extras: Callable[[Emitter, Found, Seed], Mapping[str, Value]] = nothing
+    score: Value | None = None
 
 
 class Method(Protocol):

@@ -10,6 +10,7 @@ import onnx
 from onnx import inliner
 
 from onnx_lrp.adjoints import OPERATORS
+from onnx_lrp.adjoints.quantization import QUANTIZED
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import ModelError
 from onnx_lrp.model import attributes_of
@@ -26,7 +27,7 @@ def has_body(op: str, opset: int) -> bool:
 
 def in_known_operators(e: Emitter, call: Call) -> list[Call]:
     """A call itself where the registry knows its operator (or nobody can help), else the calls of its body."""
-    if call.domain or call.op in OPERATORS or not has_body(call.op, e.opset):
+    if call.domain or call.op in OPERATORS or call.op in QUANTIZED or not has_body(call.op, e.opset):
         return [call]
     body = expand(e, call)
     return [call] if body is None else [inner for part in body for inner in in_known_operators(e, part)]

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx.reference import ReferenceEvaluator
 
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Facts, Shape, sign_of_array
 from onnx_lrp.inference import RANDOM, hashable, infer, merge, named, node_proto, rejected, static_lengths, type_proto
+from onnx_lrp.reference import evaluator
 from onnx_lrp.values import Array, Call, Operand, Value
 
 __all__ = ["Array", "Body", "Call", "Emitter", "Forward", "Operand", "Value"]
@@ -168,7 +168,7 @@ class Emitter:
         wanted = [onnx.helper.make_tensor_value_info(n, 0, None) for n in outputs if n]
         graph = onnx.helper.make_graph([node], "constant", infos, wanted)
         proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(call.domain, self.opset)])
-        results = ReferenceEvaluator(proto).run(None, {n: a for n, a in zip(names, inputs, strict=True) if n})
+        results = evaluator(proto).run(None, {n: a for n, a in zip(names, inputs, strict=True) if n})
         found = iter(results)
         return [np.asarray(next(found)) if n else np.empty(0) for n in outputs]
 

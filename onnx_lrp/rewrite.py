@@ -310,7 +310,7 @@ def _assign(
     table, missing = Table(), []
     for call in calls:
         place = where[id(call)]
-        if call.op not in OPERATORS or call.domain:
+        if call.op not in OPERATORS or call.domain or call.refused:
             missing.append(_unsupported(source, call, "no adjoint is registered for this operator"))
             continue
         found = step_for(place)
@@ -348,8 +348,10 @@ def _scoped(steps: Mapping[int, tuple[Step, str]], keeper: Ledger) -> Callable[[
 def _unsupported(source: Source, call: Call, reason: str) -> UnsupportedNode:
     version = next((o.version for o in source.skeleton.opset_import if o.domain == call.domain), source.opset)
     hint = "add an entry for it to a rule book, or allow the gradient there with allow_gradient=True"
-    if call.domain == "com.microsoft":
-        hint = "use the model as it was before ONNX Runtime's optimisation"
+    if call.refused is not None:
+        reason, hint = call.refused
+    elif call.domain == "com.microsoft":
+        hint = "use the model as it was before ONNX Runtime's optimisation, and quantise to QDQ format"
     elif call.domain or call.op not in OPERATORS:
         hint = "explain a tensor before it with output=, or export the model without it"
     return UnsupportedNode(call.site, f"{call.domain}.{call.op}" if call.domain else call.op, version, reason, hint)

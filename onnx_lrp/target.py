@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import onnx
 
+from onnx_lrp.adjoints.quantization import ROUND_TRIP
 from onnx_lrp.adjoints.shapes import (
     along_axis,
     arange_like,
@@ -32,7 +33,7 @@ Start = Literal["logit", "one", "softmax", "contrast", "input"]
 
 STARTS = ("logit", "one", "softmax", "contrast", "input")
 _HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
-_SAME_ELEMENTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast")
+_SAME_ELEMENTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast", ROUND_TRIP)
 _INT = np.int64
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -62,6 +62,16 @@ class View:
         """Which call makes a value."""
         return {v: call for call in self.calls for v in call.outputs if v is not None}
 
+    def rewire(self, replaced: Mapping[Value, Value]) -> None:
+        """Let every call and alias read the replacement of a value."""
+        if not replaced:
+            return
+        for call in self.calls:
+            call.inputs = tuple(replaced.get(x, x) if x is not None else None for x in call.inputs)
+        self.alias = {name: replaced.get(x, x) for name, x in self.alias.items()}
+        for old, new in replaced.items():
+            self.alias[old.name] = new
+
     def uses(self) -> Counter[Value]:
         """How many calls read a value; kept tensors and graph outputs count as read once more."""
         counts = Counter(v for call in self.calls for v in call.inputs if v is not None)
@@ -83,7 +93,9 @@ def mark_active(v: View, wanted: Collection[Value], *explained: Value) -> list[C
         if operator is not None and operator.verb == "barrier":
             continue
         if any(x in reached for x in call.inputs):
-            outputs = [o for o in call.outputs if o is not None and o.dtype.kind == "f"]
+            # Integers carry nothing, but for those of an operator that nobody knows: it is to be found and refused.
+            unknown = operator is None or call.refused is not None
+            outputs = [o for o in call.outputs if o is not None and (unknown or o.dtype.kind == "f")]
             reached.update(outputs)
             if outputs:
                 forward.append(call)

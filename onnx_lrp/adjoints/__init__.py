@@ -9,6 +9,7 @@ from onnx_lrp.adjoints import (
     normalization,
     pointwise,
     pooling,
+    quantization,
     reduction,
     resize,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "normalization",
     "pointwise",
     "pooling",
+    "quantization",
     "reduction",
     "resize",
 ]

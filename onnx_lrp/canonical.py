@@ -35,7 +35,15 @@ def view(source: Source, *, fold_batchnorm: bool = True, portable: bool = False,
     """
     result = read_view(source, portable)
     result.kept = set(kept)
-    for run in (_see_through, see_dequantized, _widen, explicit_pads, _plain_gemm, _constant_division, _batchnorm_as_affine):
+    for run in (
+        _see_through,
+        see_dequantized,
+        _widen,
+        explicit_pads,
+        _plain_gemm,
+        _constant_division,
+        _batchnorm_as_affine,
+    ):
         run(result)
     fold_affine(result, fold_batchnorm)
     if fold_batchnorm:

@@ -16,7 +16,7 @@ import numpy as np
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.adjoints.quantization import QUANTIZED, ROUND_TRIP, Grid, dequantized
 from onnx_lrp.adjoints.shapes import ints, shape_of
-from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.emit import Call, Value
 from onnx_lrp.facts import Sign
 from onnx_lrp.view import WEIGHTED, View
 
@@ -112,7 +112,8 @@ class _Pass:
     def quantize_dynamically(self, call: Call) -> None:
         """DynamicQuantizeLinear: the grid is made for the tensor, so nothing lies beyond its ends."""
         q, scale, zero = (o for o in call.outputs[:3])
-        assert q is not None and scale is not None
+        assert q is not None
+        assert scale is not None
         grid = Grid(scale, zero, q.dtype)
         self._put_on_grid(call, call.given(0), q, grid, dynamic=True)
 
@@ -130,21 +131,22 @@ class _Pass:
         if q.dtype == np.int32 and q not in self.shadows:
             self._other(call)
             return
-        grid = self._grid(call.given(1), call.input(2), q, call.attrs)
-        self.replaced[call.output] = self._shadow(q, grid)
+        shadow = self._shadow(q, self._grid(call.given(1), call.input(2), q, call.attrs))
+        if shadow.facts.shape is None:
+            shadow.facts = replace(shadow.facts, shape=call.output.facts.shape)
+        self.replaced[call.output] = shadow
 
     def _grid(self, scale: Value, zero: Value | None, q: Value, attrs: dict[str, Any]) -> Grid:
         axis, block = int(attrs.get("axis", 1)), int(attrs.get("block_size", 0))
+        dtype = zero.dtype if zero is not None else q.dtype if q.dtype.kind != "f" else np.dtype(np.uint8)
         if scale.static and math.prod(scale.shape) == 1 and not block:  # type: ignore[arg-type]
-            return Grid(self._scalar(scale), self._scalar(zero), q.dtype)
+            return Grid(self._scalar(scale), None if zero is None else self._scalar(zero), dtype)
         if zero is not None and zero.facts.shape == () and scale.rank:
             zero = self.e.op("Expand", zero, shape_of(self.e, scale))
-        return Grid(scale, zero, q.dtype, axis, block)
+        return Grid(scale, zero, dtype, axis, block)
 
-    def _scalar(self, value: Value | None) -> Value | None:  # type: ignore[misc]
-        if value is None or value.facts.shape == ():
-            return value
-        return self.e.op("Reshape", value, ints(self.e, []))
+    def _scalar(self, value: Value) -> Value:
+        return value if value.facts.shape == () else self.e.op("Reshape", value, ints(self.e, []))
 
     def _same(self, a: Grid, b: Grid) -> bool:
         def equal(x: Value | None, y: Value | None) -> bool:
@@ -154,7 +156,9 @@ class _Pass:
             right = np.zeros(()) if y is None else self.e.array(y)
             return left is not None and right is not None and np.array_equal(left, right)
 
-        return equal(a.scale, b.scale) and equal(a.zero, b.zero) and (a.uniform or (a.axis, a.block) == (b.axis, b.block))
+        return (
+            equal(a.scale, b.scale) and equal(a.zero, b.zero) and (a.uniform or (a.axis, a.block) == (b.axis, b.block))
+        )
 
     def _shadow(self, q: Value, grid: Grid) -> Value:
         """The floats that a quantised tensor stands for on a grid."""
@@ -162,11 +166,11 @@ class _Pass:
         if q in self.shadows:
             shadow, own = self.shadows[q]
             return shadow if self._same(own, grid) else self._on_other_grid(q, shadow, own, grid)
+        maker = self.makers.get(q)
         shadow = dequantized(e, q, grid)
         if q.facts.const:
             return shadow
         self._know(q, shadow, grid)
-        maker = self.makers.get(q)
         if maker is None:
             self.v.inputs = {n: shadow if x is q else x for n, x in self.v.inputs.items()}
             self.v.alias[q.name] = shadow
@@ -244,7 +248,7 @@ class _Pass:
         e, y = self.e, call.output
         conv = call.op == "QLinearConv"
         x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (call.given(i) for i in range(8))
-        rows, columns = ((1, 0) if conv else (x.rank - 2, w.rank - 1))
+        rows, columns = (1, 0) if conv else (x.rank - 2, w.rank - 1)
         x_grid = self._grid(x_scale, x_zero, x, {"axis": rows})
         w_grid = self._grid(w_scale, w_zero, w, {"axis": columns})
         operands = [self._shadow(x, x_grid), self._shadow(w, w_grid)]
@@ -295,7 +299,12 @@ class _Pass:
             self._other(call)
             return
         readers = self.readers.get(y, [])
-        if len(readers) == 1 and readers[0].op == "Mul" and y not in self.outputs and self._scaled(total, y, readers[0]):
+        if (
+            len(readers) == 1
+            and readers[0].op == "Mul"
+            and y not in self.outputs
+            and self._scaled(total, y, readers[0])
+        ):
             return
         operands = []
         for q, grid in total.operands:
@@ -350,7 +359,9 @@ class _Pass:
         if scale.rank < -place or scale.shape[place] != math.prod(scale.shape):  # type: ignore[arg-type]
             return None
         vector = self.e.op("Reshape", scale, ints(self.e, [-1]))
-        zero = grid.zero if grid.zero is None or not grid.uniform else self.e.op("Expand", grid.zero, shape_of(self.e, vector))
+        zero = grid.zero
+        if zero is not None and grid.uniform:
+            zero = self.e.op("Expand", zero, shape_of(self.e, vector))
         return replace(grid, scale=vector, zero=zero, axis=0 if conv else call.given(1).rank - 1)
 
     def _layer(self, total: _Sum, operands: tuple[Value, ...], y: Value) -> None:

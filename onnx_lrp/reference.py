@@ -166,7 +166,9 @@ def _along(scale: Array, x: Array, axis: int, block: int) -> Array:
     """Scales of a quantised tensor, broadcast to it: one, one per place along an axis, or one per block."""
     if block:
         return np.repeat(scale, block, axis).take(range(x.shape[axis]), axis)
-    return scale.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]) if scale.size > 1 else scale.ravel()[0]
+    return (
+        scale.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]) if scale.size > 1 else scale.ravel()[0]
+    )
 
 
 _OPERATORS: list[type[OpRun]] = [
@@ -190,7 +192,9 @@ def evaluator(model: ModelProto) -> ReferenceEvaluator:
     return ReferenceEvaluator(model, new_ops=_OPERATORS)
 
 
-def run_double(model: ModelProto, feeds: Mapping[str, Array], held: Mapping[str, Array] | None = None) -> dict[str, Array]:
+def run_double(
+    model: ModelProto, feeds: Mapping[str, Array], held: Mapping[str, Array] | None = None
+) -> dict[str, Array]:
     """Run `model` in float64 by onnx's reference implementation.
 
     Args:

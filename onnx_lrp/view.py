@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 
-from onnx_lrp.adjoints import OPERATORS
+from onnx_lrp.adjoints import OPERATORS, Operator
 from onnx_lrp.bodies import in_known_operators
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
@@ -93,9 +93,7 @@ def mark_active(v: View, wanted: Collection[Value], *explained: Value) -> list[C
         if operator is not None and operator.verb == "barrier":
             continue
         if any(x in reached for x in call.inputs):
-            # Integers carry nothing, but for those of an operator that nobody knows: it is to be found and refused.
-            unknown = operator is None or call.refused is not None
-            outputs = [o for o in call.outputs if o is not None and (unknown or o.dtype.kind == "f")]
+            outputs = [o for o in call.outputs if o is not None and (o.dtype.kind == "f" or _hidden(call, operator, o))]
             reached.update(outputs)
             if outputs:
                 forward.append(call)
@@ -108,6 +106,15 @@ def mark_active(v: View, wanted: Collection[Value], *explained: Value) -> list[C
     for value in needed & reached:
         value.facts = replace(value.facts, active=True)
     return chain[::-1]
+
+
+def _hidden(call: Call, operator: Operator | None, output: Value) -> bool:
+    """Whether an integer tensor may carry influence after all: a quantised one, of an operator nobody sees through.
+
+    Such an operator has to be found on the way, so that it is refused.
+    """
+    small = output.dtype.kind in "iu" and output.dtype.itemsize <= 2
+    return call.refused is not None or (operator is None and small)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------

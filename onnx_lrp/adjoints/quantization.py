@@ -1,7 +1,7 @@
 """Numbers on a grid: quantised and dequantised again, in one operator that ONNX does not have.
 
-What a quantised model computes with are integers q; what they stand for are the floats (q - zero) * scale. The walk sees
-those floats, and the step onto the grid, y = (clip(round(x / scale) + zero) - zero) * scale, as one operator of its own.
+A quantised model computes with integers q, which stand for the floats (q - zero) * scale. The walk sees those floats,
+and the step onto the grid, y = (clip(round(x / scale) + zero) - zero) * scale, as one operator.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ class Grid:
     @property
     def ends(self) -> tuple[float, float]:
         """The extreme numbers of the type, and half a step beyond them, where rounding still leads back."""
-        if self.dtype.kind in "iu" or self.dtype.name.startswith(("int", "uint")):
-            info = ml_dtypes.iinfo(self.dtype)
+        limits: Any = ml_dtypes
+        if "int" in self.dtype.name:
+            info = limits.iinfo(self.dtype)
             return float(info.min) - 0.5, float(info.max) + 0.5
-        largest = float(ml_dtypes.finfo(self.dtype).max)
+        largest = float(limits.finfo(self.dtype).max)
         return -largest, largest
 
     def sign(self, e: Emitter) -> Sign:
@@ -83,6 +84,8 @@ class Grid:
 
 def dequantized(e: Emitter, q: Value, grid: Grid) -> Value:
     """The floats that a quantised tensor stands for, in the type of the scale."""
+    if q.dtype != grid.dtype:  # inference does not know what an operator of another domain makes, nor what follows
+        q.facts = replace(q.facts, dtype=grid.dtype)
     y = e.op("DequantizeLinear", q, grid.scale, grid.zero, shape=q.facts.shape, **grid.attributes())
     if not y.facts.const:
         y.facts = replace(y.facts, sign=y.facts.sign & grid.sign(e))

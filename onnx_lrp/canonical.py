@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from onnx_lrp.adjoints.shapes import ints
+from onnx_lrp.classical import see_logits_of_two_classes, see_primitives
 from onnx_lrp.emit import Value
 from onnx_lrp.errors import ModelError
 from onnx_lrp.folding import fold_affine, fold_affine_right
@@ -36,7 +37,9 @@ def view(source: Source, *, fold_batchnorm: bool = True, portable: bool = False,
     result = read_view(source, portable)
     result.kept = set(kept)
     for run in (
+        see_primitives,
         _see_through,
+        see_logits_of_two_classes,
         see_dequantized,
         _widen,
         explicit_pads,

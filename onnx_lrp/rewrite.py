@@ -197,6 +197,9 @@ def rewrite_with_accounts(
     reported = {**_reported_inputs(v, inputs), **{name: ([v.value(name)], False) for name in layers}}
     wanted = {x: name for name, (values, _) in reported.items() for x in values}
     plan = chosen.plan(v, explained, wanted)
+    if explained.facts.shape is None:  # because of an operator that nobody sees through, which is the better error
+        for walk in plan.walks:
+            _assign(source, mark_active(v, walk.wanted, explained), chosen.name, walk.step_for, allow_gradient)
     if plan.score is None:
         first = seed(e, explained, target, begin)
     elif output or start or target != "input":

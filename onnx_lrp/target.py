@@ -53,24 +53,36 @@ class Seed:
 
 
 def find_explained(view: View, output: str | None) -> tuple[Value, str]:
-    """The explained tensor: a named one, or the first output, or what feeds its final Softmax, LogSoftmax or Sigmoid.
+    """The explained tensor: a named one, or the first float output, or what feeds its Softmax, LogSoftmax or Sigmoid.
 
-    The head is found by data flow: through operators that only rearrange elements, whatever the nodes are called.
+    The first float output, for classifiers may put the label before the scores. The head is found by data flow: through
+    operators that only rearrange elements, whatever the nodes are called, and through a normalization of probabilities.
     """
-    name = view.outputs[0] if output is None else output
+    makers: dict[Value, Call] = view.producers()
+    floats = [name for name in view.outputs if view.value(name).dtype.kind == "f"]
+    name = output if output is not None else (floats or view.outputs)[0]
     value = view.value(name)
+    maker = makers.get(value)
+    if maker is not None and maker.op == "ZipMap":
+        raise InputError(
+            f"output '{name}' is a list of dictionaries (ZipMap), which has no relevance; "
+            "export with options={id(model): {'zipmap': False}}"
+        )
     if value.dtype.kind != "f":
         which = "the first output" if output is None else "output"
         raise InputError(f"{which} '{name}' is {value.dtype}, which has no relevance; name a float tensor with output=")
     if output is not None:
         return value, ""
-    makers: dict[Value, Call] = view.producers()
-    maker = makers.get(value)
-    while maker is not None and maker.op in _SAME_ELEMENTS and maker.given(0).dtype.kind == "f":
+    while maker is not None and _keeps_ranks(maker) and maker.given(0).dtype.kind == "f":
         maker = makers.get(maker.given(0))
     if maker is not None and maker.op in _HEADS and not maker.domain:
         return maker.given(0), maker.op
     return value, ""
+
+
+def _keeps_ranks(call: Call) -> bool:
+    """Whether probabilities are the same after it, but for their places or their sum."""
+    return call.op in _SAME_ELEMENTS or (call.op == "LpNormalization" and call.attrs.get("p", 2) == 1)
 
 
 def class_axes(value: Value) -> list[int]:

@@ -115,6 +115,7 @@ class _Parts:
 
     def dynamic(self, x: str, form: str, w: Any, w_scale: Any, b: Any, v: Any, v_scale: Any, d: Any) -> str:
         net = self.net
+
         def layer(op: str, x: str, weights: Any, scale: Any, bias: Any, name: str, **attrs: Any) -> str:
             q, step, z = net("DynamicQuantizeLinear", x, outputs=3)
             total = net(op, q, net.const(weights, np.int8), z, net.const(self.zero, np.int8), name=name, **attrs)

@@ -179,7 +179,7 @@ def test_grid_of_blocks() -> None:
     scale = np.array([[0.125, 0.5], [0.25, 1.0]])
     model = grid_model(np.int8, scale, np.zeros((2, 2)), axis=1, block_size=2)
     steps = np.repeat(scale, 2, 1)
-    inside = (X >= -128.5 * steps) & (X <= 127.5 * steps)
+    inside = (-128.5 * steps <= X) & (127.5 * steps >= X)
     assert 0 < inside.sum() < inside.size
     found = run_onnxruntime(onnx_lrp.rewrite(model, "gradient", target=0).model, {"x": X})
     np.testing.assert_array_equal(found["relevance/x"], inside * np.array([1.0, 2, 3, 4]))
@@ -253,7 +253,9 @@ def test_integers_between_quantised_operators(name: str) -> None:
     net = Net()
     q = np.random.default_rng(3).permutation(np.arange(32) * 6 + (-100 if op == "Relu" else 4)).reshape(SHAPE)
     grid = [net.const(0.25), net.const(zero, dtype)]
-    moved = net(op, net("QuantizeLinear", net.input("x", *SHAPE), *grid), *(net.const(e, e.dtype) for e in extra), **attrs)
+    moved = net(
+        op, net("QuantizeLinear", net.input("x", *SHAPE), *grid), *(net.const(e, e.dtype) for e in extra), **attrs
+    )
     floats = net("DequantizeLinear", moved, *grid)
     row = net("Reshape", floats, net.const([1, -1], np.int64))
     alone = net.model(moved, dtype=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))

@@ -7,6 +7,7 @@ text of the standard leaves a choice, they compute what ONNX Runtime computes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx
 
 from onnx_lrp.adjoints.shapes import ints
 from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.inference import infer, named
 from onnx_lrp.view import View
 
 DOMAIN = "ai.onnx.ml"
@@ -94,10 +96,26 @@ def see_primitives(v: View) -> None:
                 continue
         elif call.domain == DOMAIN:
             call.refused = _REFUSED.get(call.op)
-        v.e.infer_again(call)
+        _infer_again(v.e, call)
         calls.append(call)
     v.calls = calls
     v.rewire(replaced)
+
+
+def _infer_again(e: Emitter, call: Call) -> None:
+    """Learn the ranks of outputs that could not be known when the source was read, for those of inputs were not."""
+    if call.domain or all(o is None or o.facts.shape is not None for o in call.outputs):
+        return
+    names = [f"_{k}" if o is None else o.name for k, o in enumerate(call.outputs)]
+    known = {v.name: e.array(v) for v in call.inputs if v is not None and v.facts.const and v.dtype.kind == "i"}
+    integers = {name: array for name, array in known.items() if array is not None}
+    try:
+        inferred = infer(call.op, call.inputs, names, call.attrs, e.opset, integers)
+    except Exception:  # inference rejects what it does not know in words of its own; then nothing is learnt
+        return
+    for output, facts in zip(call.outputs, inferred, strict=True):
+        if output is not None:
+            output.facts = replace(facts, shape=named(facts.shape, output.name), const=output.facts.const)
 
 
 def see_logits_of_two_classes(v: View) -> None:

@@ -305,19 +305,6 @@ class Emitter:
             outputs.append(value)
         call.outputs = tuple(outputs)
 
-    def infer_again(self, call: Call) -> None:
-        """Learn the ranks of outputs that could not be known when the source was read, for those of inputs were not."""
-        if call.domain or all(o is None or o.facts.shape is not None for o in call.outputs):
-            return
-        names = [f"_{k}" if o is None else o.name for k, o in enumerate(call.outputs)]
-        try:
-            inferred = self._infer(call.op, call.inputs, names, call.attrs)
-        except (ModelError, onnx.defs.SchemaError):
-            return
-        for output, facts in zip(call.outputs, inferred, strict=True):
-            if output is not None:
-                output.facts = replace(facts, shape=named(facts.shape, output.name), const=output.facts.const)
-
     def again(self, call: Call, changes: Mapping[int, Value | None]) -> Call:
         """The same operator on other inputs; unchanged inputs give back the call itself.
 

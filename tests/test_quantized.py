@@ -136,6 +136,17 @@ def test_layers_keep_their_names_and_biases() -> None:
         assert ("folded" in table["dense"].why) == (form == "dynamic")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_methods_that_compute_the_model_again(form: str) -> None:
+    """DeepLIFT gives what the outputs differ from those of the baseline, on whatever grids these are computed."""
+    net, target = build(form), 2
+    x, nothing = pictures()[:1], np.zeros_like(pictures()[:1])
+    found = run_onnxruntime(onnx_lrp.rewrite(net.model, "deeplift", target=target).model, {"x": x})
+    (y,), (y0,) = (run_onnxruntime(net.model, {"x": v}).values() for v in (x, nothing))
+    assert y[0, target] != y0[0, target]
+    assert found["relevance/x"].sum() == pytest.approx(float(y[0, target] - y0[0, target]), rel=1e-4)
+
+
 # ---- the grid ------------------------------------------------------------------------------------------------------
 
 

@@ -2,13 +2,26 @@
 
 from onnx_lrp.errors import InputError, ModelError, OnnxLrpError, RuleError, UnsupportedOps
 from onnx_lrp.explainer import Explainer, Explanation
-from onnx_lrp.methods import LRP, Deconvnet, GradCAM, Gradient, GuidedBackprop, GuidedGradCAM, InputXGradient
+from onnx_lrp.methods import (
+    LRP,
+    Deconvnet,
+    DeepLift,
+    GradCAM,
+    Gradient,
+    GuidedBackprop,
+    GuidedGradCAM,
+    Hadamard,
+    InputXGradient,
+    IntegratedGradients,
+    SmoothGrad,
+)
 from onnx_lrp.rewrite import VERSION, Explained, rewrite
 
 __version__ = VERSION
 __all__ = [
     "LRP",
     "Deconvnet",
+    "DeepLift",
     "Explained",
     "Explainer",
     "Explanation",
@@ -16,11 +29,14 @@ __all__ = [
     "Gradient",
     "GuidedBackprop",
     "GuidedGradCAM",
+    "Hadamard",
     "InputError",
     "InputXGradient",
+    "IntegratedGradients",
     "ModelError",
     "OnnxLrpError",
     "RuleError",
+    "SmoothGrad",
     "UnsupportedOps",
     "rewrite",
 ]

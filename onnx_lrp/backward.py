@@ -41,38 +41,62 @@ def add(e: Emitter, a: Relevance | None, b: Relevance | None, like: Value) -> Re
         return Relevance(e.op("Add", left, right, label="sum"))
 
 
+class Conditions:
+    """What a walk heeds besides its steps: here nothing, every path counts in full."""
+
+    def settled(self, e: Emitter, x: Value, relevance: Relevance) -> Relevance:
+        """What becomes of a tensor's relevance when all its readers have added theirs."""
+        return relevance
+
+    def passes(self, output: Value, x: Value) -> bool:
+        """Whether relevance may go from an output of a call to an input of it."""
+        return True
+
+
+_FREE = Conditions()
+
+
 def reverse(
     e: Emitter,
     calls: Sequence[Call],
     seeds: Mapping[Value, Relevance],
     step_for: Callable[[Call], Step],
     wanted: Collection[Value],
+    conditions: Conditions = _FREE,
 ) -> dict[Value, Relevance]:
-    """Walk from the explained tensor back to the wanted ones.
+    """Walk from the tensors with a seed back to the wanted ones.
 
     Relevance is accumulated per value, never per name or position: ``Mul(x, x)`` reaches x twice.
 
     Args:
         e: the emitter.
         calls: the active calls in topological order.
-        seeds: relevance to begin with.
+        seeds: relevance to begin with; one tensor may lie on the way from another.
         step_for: which step a call takes.
         wanted: values whose relevance is kept.
+        conditions: what to heed besides.
 
     Returns:
         Relevance of the wanted values that any relevance reached.
     """
     relevance: dict[Value, Relevance] = dict(seeds)
+    made = {o for call in calls for o in call.outputs}
     for call in reversed(calls):
-        out = [relevance.get(o) if o is not None else None for o in call.outputs]
-        if all(r is None for r in out):
+        for o in call.outputs:
+            if o is not None and o in relevance:
+                relevance[o] = conditions.settled(e, o, relevance[o])
+        ways = [(o, call.given(i)) for o in call.outputs if o in relevance for i in call.active]
+        ways = [(o, x) for o, x in ways if conditions.passes(o, x)]
+        if not ways:
             continue
+        starts, ends = {o for o, _ in ways}, {x for _, x in ways}
+        out = [relevance[o] if o in starts else None for o in call.outputs]
         for x, share in zip(call.inputs, step_for(call)(e, call, out), strict=False):
-            if x is not None and x.facts.active and share is not None:
+            if x in ends and share is not None:
                 total = add(e, relevance.get(x), share, x)
                 assert total is not None
                 relevance[x] = total
-    return {x: relevance[x] for x in wanted if x in relevance}
+    return {x: relevance[x] if x in made else conditions.settled(e, x, relevance[x]) for x in wanted if x in relevance}
 
 
 def gradient(e: Emitter, call: Call, out: Sequence[Relevance | None]) -> Sequence[Relevance | None]:

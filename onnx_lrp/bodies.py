@@ -12,8 +12,10 @@ import onnx
 from onnx import inliner
 
 from onnx_lrp.adjoints import OPERATORS
-from onnx_lrp.emit import Call, Emitter, Value, named_axes
+from onnx_lrp.adjoints.quantization import QUANTIZED
+from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import ModelError
+from onnx_lrp.inference import named
 from onnx_lrp.model import attributes_of
 from onnx_lrp.own_bodies import OWN_BODIES
 
@@ -29,7 +31,9 @@ def has_body(op: str, opset: int) -> bool:
 
 def in_known_operators(e: Emitter, call: Call) -> list[Call]:
     """A call itself where the registry knows its operator (or nobody can help), else the calls of its body."""
-    if call.domain or call.op in OPERATORS or not (call.op in OWN_BODIES or has_body(call.op, e.opset)):
+    if call.domain or call.op in OPERATORS or call.op in QUANTIZED:
+        return [call]
+    if call.op not in OWN_BODIES and not has_body(call.op, e.opset):
         return [call]
     body = spelled_out(e, call) if call.op in OWN_BODIES else expand(e, call)
     return [call] if body is None else [inner for part in body for inner in in_known_operators(e, part)]
@@ -55,7 +59,7 @@ def _name_axes(call: Call) -> None:
     """A symbol for every axis of unknown length: two of them are not known to be equal."""
     for value in call.outputs:
         if value is not None:
-            value.facts = replace(value.facts, shape=named_axes(value.facts.shape, value.name))
+            value.facts = replace(value.facts, shape=named(value.facts.shape, value.name))
 
 
 def expand(e: Emitter, call: Call) -> list[Call] | None:

@@ -15,11 +15,13 @@ import numpy as np
 import onnx
 
 from onnx_lrp.adjoints.shapes import ints
+from onnx_lrp.classical import see_logits_of_two_classes, see_primitives
 from onnx_lrp.emit import Value
 from onnx_lrp.errors import ModelError
 from onnx_lrp.folding import fold_affine, fold_affine_right
 from onnx_lrp.model import Source
 from onnx_lrp.pads import explicit_pads
+from onnx_lrp.quantized import see_dequantized
 from onnx_lrp.view import View, read_view
 
 
@@ -34,23 +36,22 @@ def view(source: Source, *, fold_batchnorm: bool = True, portable: bool = False,
     """
     result = read_view(source, portable)
     result.kept = set(kept)
-    for run in (_see_through, _widen, explicit_pads, _plain_gemm, _constant_division, _batchnorm_as_affine):
+    for run in (
+        see_primitives,
+        _see_through,
+        see_logits_of_two_classes,
+        see_dequantized,
+        _widen,
+        explicit_pads,
+        _plain_gemm,
+        _constant_division,
+        _batchnorm_as_affine,
+    ):
         run(result)
     fold_affine(result, fold_batchnorm)
     if fold_batchnorm:
         fold_affine_right(result)
     return result
-
-
-def _rewire(v: View, replaced: dict[Value, Value]) -> None:
-    """Let every call and alias read the replacement of a value."""
-    if not replaced:
-        return
-    for call in v.calls:
-        call.inputs = tuple(replaced.get(x, x) if x is not None else None for x in call.inputs)
-    v.alias = {name: replaced.get(x, x) for name, x in v.alias.items()}
-    for old, new in replaced.items():
-        v.alias[old.name] = new
 
 
 def _see_through(v: View) -> None:

@@ -1,13 +1,16 @@
 """Emitting operators: the emitter types, names, folds and hash-conses what it emits.
 
 A wrong graph fails at the line that builds it: every emitted node goes through ONNX's own type inference at once.
+
+Inside a body of a Loop or Scan, what does not depend on the body's own inputs is emitted before it, once: so weights
+derived in a loop are derived outside. Outside an If that holds for constants alone, because what a branch computes may
+be invalid where the other one is taken.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,25 +18,48 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx.reference import ReferenceEvaluator
 
 from onnx_lrp.errors import ModelError
-from onnx_lrp.facts import Facts, Shape, Sign, sign_of, sign_of_array
-from onnx_lrp.reference import MENDED
+from onnx_lrp.facts import Facts, Shape, sign_of_array
+from onnx_lrp.inference import RANDOM, hashable, infer, merge, named, node_proto, rejected, static_lengths, type_proto
+from onnx_lrp.reference import evaluator
 from onnx_lrp.values import Array, Call, Operand, Value
 
-__all__ = ["Array", "Call", "Emitter", "Forward", "Operand", "Value", "named_axes"]
+__all__ = ["Array", "Body", "Call", "Emitter", "Forward", "Operand", "Value"]
 
 _FOLD_LIMIT = 64  # elements; larger constants stay operators on the source's weights, which the runtime folds at load
 
-
-@functools.cache
-def _schema(op: str, opset: int, domain: str = "") -> onnx.defs.OpSchema:
-    return onnx.defs.get_schema(op, opset, domain)
-
-
 # A view operator: how to emit it, given (emitter, call with the new inputs).
 Forward = Callable[["Emitter", Call], Value]
+
+
+class Body:
+    """A graph that is being filled: the model's own, or one inside a Loop, Scan or If.
+
+    Attributes:
+        name: its name.
+        once: what depends on nothing inside is emitted before it (not in an If, where a branch may not be taken).
+        inputs: its inputs, in order.
+        outputs: its outputs, in order.
+    """
+
+    def __init__(self, emitter: Emitter, name: str, once: bool):
+        self.name, self.once = name, once
+        self.inputs: list[Value] = []
+        self.outputs: list[Value] = []
+        self.graph = gs.Graph(opset=emitter.opset, name=name)
+        self.memo: dict[Any, tuple[Value, ...]] = {}
+        self._emitter = emitter
+
+    def input(self, name: str, facts: Facts) -> Value:
+        """A further input of the body."""
+        value = self._emitter.local(f"{self.name}/{name}", facts, self)
+        self.inputs.append(value)
+        return value
+
+    def output(self, value: Value) -> None:
+        """A further output of the body; a tensor from outside, an input or a repeated one goes out as a copy."""
+        self.outputs.append(self._emitter.copied(value, self))
 
 
 class Emitter:
@@ -48,7 +74,8 @@ class Emitter:
     def __init__(self, opset: int, reserved: Sequence[str] = (), *, portable: bool = False):
         self.opset = opset
         self.portable = portable
-        self.graph = gs.Graph(opset=opset)
+        self._bodies = [Body(self, "model", once=False)]  # those that are being filled, the innermost last
+        self._home: dict[str, Body] = {}  # where a tensor lives, if not in the model's own graph
         self.values: dict[str, Value] = {}
         self.producers: dict[str, Call] = {}
         self.docs: dict[str, tuple[str, dict[str, str]]] = {}
@@ -58,9 +85,8 @@ class Emitter:
         self.lazy: dict[str, Callable[[], Array]] = {}
         self._arrays: dict[str, Array] = {}
         self._tensors: dict[str, gs.Tensor] = {}
-        self._memo: dict[Any, tuple[Value, ...]] = {}
+        self._captured: dict[str, gs.Tensor] = {}  # constants as bodies read them
         self._names: set[str] = set(reserved)
-        self._opset_import = [onnx.helper.make_opsetid("", opset)]
         self._site, self._rule, self._doc = "model", "", ""
 
     # ---- values ------------------------------------------------------------------------------------------------
@@ -78,15 +104,16 @@ class Emitter:
         """A constant tensor; equal constants exist once."""
         data = np.asarray(array, dtype=dtype)
         key = ("const", data.dtype.str, data.shape, data.tobytes())
-        if key not in self._memo:
+        memo = self._bodies[0].memo
+        if key not in memo:
             label = f"lrp/{name}"
             if data.size == 1:
                 label += f"/{data.dtype.name}_{'x'.join(map(str, data.shape)) or 'scalar'}_{data.reshape(())!s}"
             label = self._unique(label)
             facts = Facts(data.dtype, data.shape, const=True, sign=sign_of_array(data))
             self._tensors[label] = gs.Constant(label, np.ascontiguousarray(data) if data.ndim else data)
-            self._memo[key] = (self.declare(label, facts, data),)
-        return self._memo[key][0]
+            memo[key] = (self.declare(label, facts, data),)
+        return memo[key][0]
 
     def parameter(self, name: str, default: Array | None, facts: Facts | None = None) -> Value:
         """A graph input of the explained model; with a default it need not be fed.
@@ -133,7 +160,7 @@ class Emitter:
     def _evaluate(self, call: Call, inputs: Sequence[Array | None]) -> list[Array]:
         names = [f"i{k}" if a is not None else "" for k, a in enumerate(inputs)]
         outputs = [f"o{k}" if v is not None else "" for k, v in enumerate(call.outputs)]
-        node = _node(call.op, names, outputs, call.attrs, call.domain)
+        node = node_proto(call.op, names, outputs, call.attrs, call.domain)
         infos = [
             onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
             for n, a in zip(names, inputs, strict=True)
@@ -142,9 +169,7 @@ class Emitter:
         wanted = [onnx.helper.make_tensor_value_info(n, 0, None) for n in outputs if n]
         graph = onnx.helper.make_graph([node], "constant", infos, wanted)
         proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(call.domain, self.opset)])
-        results = ReferenceEvaluator(proto, new_ops=MENDED).run(
-            None, {n: a for n, a in zip(names, inputs, strict=True) if n}
-        )
+        results = evaluator(proto).run(None, {n: a for n, a in zip(names, inputs, strict=True) if n})
         found = iter(results)
         return [np.asarray(next(found)) if n else np.empty(0) for n in outputs]
 
@@ -170,41 +195,45 @@ class Emitter:
     ) -> tuple[Value, ...]:
         """Emit an operator with several outputs (or one); like :meth:`op`."""
         values = self._operands(inputs)
-        if kind == "Shape" and values[0] is not None and (lengths := _static_lengths(values[0], attrs)) is not None:
+        if kind == "Shape" and values[0] is not None and (lengths := static_lengths(values[0], attrs)) is not None:
             return (self.const(np.array(lengths, np.int64), name="shape"),)
         key = (
             kind,
             outputs,
             tuple(v.name if v else "" for v in values),
-            tuple((k, _hashable(attrs[k])) for k in sorted(attrs)),
+            tuple((k, hashable(attrs[k])) for k in sorted(attrs)),
         )
-        if key in self._memo:
-            return self._memo[key]
+        for body in self._bodies:
+            if key in body.memo:
+                return body.memo[key]
         name = self._unique(f"lrp/{self._site}/{label or kind}")
         names = [name] if outputs == 1 else [self._unique(f"{name}:{i}") for i in range(outputs)]
-        facts = self._infer(kind, values, names, attrs, shape)
+        facts = self._infer(kind, values, names, attrs)
+        if shape is not None:
+            facts = [replace(f, shape=shape) for f in facts]
         call = Call(kind, values, (), attrs, self._site)
-        results = tuple(Value(self, n, f) for n, f in zip(names, facts, strict=True))
-        call.outputs = results
-        folded = self._fold(call)
-        if folded is None:
-            for result in results:
-                self.values[result.name] = result
-                self.producers[result.name] = call
-                self._tensors[result.name] = gs.Variable(result.name)
-            self.graph.nodes.append(
-                gs.Node(
-                    kind,
-                    name,
-                    _gs_attrs(name, attrs),
-                    [self._tensor(v) for v in values],
-                    [self._tensor(v) for v in results],
-                )
-            )
-            self.docs[name] = (self._doc, {"onnx_lrp.source": self._site, "onnx_lrp.rule": self._rule})
-            folded = results
-        self._memo[key] = folded
-        return folded
+        call.outputs = tuple(Value(self, n, f) for n, f in zip(names, facts, strict=True))
+        body = self._body_for(kind, values, all(f.const for f in facts))
+        results = self._fold(call) or self._append(call, name, body)
+        if kind not in RANDOM:
+            body.memo[key] = results
+        return results
+
+    def _append(self, call: Call, name: str, body: Body) -> tuple[Value, ...]:
+        """A node at the end of a body."""
+        results = tuple(v for v in call.outputs if v is not None)
+        for result in results:
+            self.values[result.name] = result
+            self.producers[result.name] = call
+            self._tensors[result.name] = gs.Variable(result.name)
+            self._home[result.name] = body
+        read = call.inputs
+        if call.op == "Conv" and body is not self._bodies[0]:
+            read = (*read[:1], *(self._kernel(v, body) for v in read[1:]))
+        inputs, outputs = ([self._tensor(v, body) for v in values] for values in (read, results))
+        body.graph.nodes.append(gs.Node(call.op, name, _gs_attrs(name, call.attrs), inputs, outputs))
+        self.docs[name] = (self._doc, {"onnx_lrp.source": self._site, "onnx_lrp.rule": self._rule})
+        return results
 
     def _operands(self, inputs: Sequence[Operand]) -> tuple[Value | None, ...]:
         given = list(inputs)
@@ -222,47 +251,13 @@ class Emitter:
         )
 
     def _infer(
-        self,
-        kind: str,
-        values: Sequence[Value | None],
-        names: Sequence[str],
-        attrs: dict[str, Any],
-        shape: Shape | None,
+        self, kind: str, values: Sequence[Value | None], names: Sequence[str], attrs: dict[str, Any]
     ) -> list[Facts]:
-        inputs = ["" if v is None else v.name for v in values]
-        node = _node(kind, inputs, names, attrs)
-        types = {v.name: _type_proto(v.facts) for v in values if v is not None}
-        data = {
-            v.name: onnx.numpy_helper.from_array(a, v.name)
-            for v in values
-            if v is not None and v.dtype.kind == "i" and (a := self._small_array(v)) is not None
-        }
+        known = {v.name: a for v in values if v and v.dtype.kind == "i" and (a := self._small_array(v)) is not None}
         try:
-            inferred = onnx.shape_inference.infer_node_outputs(
-                _schema(kind, self.opset), node, types, data, opset_imports=self._opset_import
-            )
+            return infer(kind, values, names, attrs, self.opset, known)
         except Exception as error:
-            shapes = ", ".join(f"{v.name}: {v.facts.dtype}{v.facts.shape}" for v in values if v is not None)
-            raise ModelError(
-                f"emitting {kind} for node '{self._site}' fails: {' '.join(str(error).split())[:200]} (inputs {shapes})"
-            ) from None
-        absent = Sign.ANY if kind == "Clip" else Sign.ZERO  # a bound that is not given bounds nothing
-        signs = [absent if v is None else v.facts.sign for v in values]
-        const = all(v is None or v.facts.const for v in values) and kind not in _RANDOM
-        active = any(v is not None and v.facts.active for v in values)
-        result = []
-        for name in names:
-            known = _facts_of(inferred[name])
-            result.append(
-                replace(
-                    known,
-                    shape=known.shape if shape is None else shape,
-                    const=const,
-                    active=active and known.dtype.kind == "f",
-                    sign=sign_of(kind, signs, attrs),
-                )
-            )
-        return result
+            raise rejected(kind, self._site, values, error) from None
 
     def _small_array(self, value: Value) -> Array | None:
         """The elements of a small constant, as shape inference may want them."""
@@ -301,14 +296,14 @@ class Emitter:
         """
         try:
             inferred = (
-                self._infer(call.op, call.inputs, [n or "_" for n in names], call.attrs, None)
+                self._infer(call.op, call.inputs, [n or "_" for n in names], call.attrs)
                 if not call.domain
                 else list(known)
             )
         except (ModelError, onnx.defs.SchemaError, KeyError):
             inferred = list(known)
-        const = bool(call.inputs) and all(v is None or v.facts.const for v in call.inputs) and call.op not in _RANDOM
-        lengths = _static_lengths(call.given(0), call.attrs) if call.op == "Shape" and not call.domain else None
+        const = bool(call.inputs) and all(v is None or v.facts.const for v in call.inputs) and call.op not in RANDOM
+        lengths = static_lengths(call.given(0), call.attrs) if call.op == "Shape" and not call.domain else None
         if lengths is not None:  # what is computed from known lengths is known
             const, self._arrays[names[0]] = True, np.array(lengths, np.int64)
         outputs: list[Value | None] = []
@@ -318,14 +313,14 @@ class Emitter:
                 continue
             facts = inferred[k] if k < len(inferred) else known[k]
             facts = replace(
-                facts, shape=named_axes(_merge(facts.shape, known[k].shape), name), const=const, dtype=known[k].dtype
+                facts, shape=named(merge(facts.shape, known[k].shape), name), const=const, dtype=known[k].dtype
             )
             value = self.declare(name, facts)
             self.producers[name] = call
             outputs.append(value)
         call.outputs = tuple(outputs)
 
-    def again(self, call: Call, changes: dict[int, Value | None]) -> Call:
+    def again(self, call: Call, changes: Mapping[int, Value | None]) -> Call:
         """The same operator on other inputs; unchanged inputs give back the call itself.
 
         Args:
@@ -344,6 +339,95 @@ class Emitter:
                 call.op, *inputs, outputs=len(call.outputs), label=f"{call.op}_again", **call.attrs
             )
         return repeated
+
+    # ---- bodies ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def body(self, name: str, *, once: bool = True) -> Iterator[Body]:
+        """A graph for a Loop, Scan or If: what is emitted inside the block goes there, and may read everything outside.
+
+        Args:
+            name: its name.
+            once: emit before it what depends on nothing inside; False for a branch of an If.
+        """
+        made = Body(self, self._unique(f"lrp/{self._site}/{name}"), once)
+        self._bodies.append(made)
+        try:
+            yield made
+        finally:
+            self._bodies.pop()
+
+    @property
+    def inside(self) -> bool:
+        """True while a body is being filled."""
+        return len(self._bodies) > 1
+
+    def control(
+        self, kind: str, *inputs: Value | None, bodies: Mapping[str, Body], facts: Sequence[Facts], **attrs: Any
+    ) -> tuple[Value, ...]:
+        """Emit an If, Loop or Scan.
+
+        Args:
+            kind: operator type.
+            inputs: its inputs.
+            bodies: its filled bodies by the names of their attributes.
+            facts: what is known of its outputs.
+            attrs: its other attributes.
+        """
+        name = self._unique(f"lrp/{self._site}/{kind}")
+        graphs = {key: self._closed(body) for key, body in bodies.items()}
+        outputs = tuple(Value(self, self._unique(f"{name}:{i}"), f) for i, f in enumerate(facts))
+        return self._append(Call(kind, inputs, outputs, {**attrs, **graphs}, self._site), name, self._bodies[-1])
+
+    def local(self, name: str, facts: Facts, body: Body) -> Value:
+        """A tensor that lives in a body, as one of its inputs."""
+        value = self.declare(self._unique(name), facts)
+        self._home[value.name] = body
+        return value
+
+    def copied(self, value: Value, body: Body) -> Value:
+        """A tensor by a name of its own, to be an output of a body."""
+        if self._home.get(value.name) is body and value not in (*body.inputs, *body.outputs):
+            return value
+        name = self._unique(f"{body.name}/output")
+        result = Value(self, name, replace(value.facts, const=False))
+        self._append(Call("Identity", (value,), (result,), {}, self._site), name, body)
+        return result
+
+    def _kernel(self, value: Value | None, body: Body) -> Value | None:
+        """Weights of a convolution as a constant of its body, by a Reshape that changes nothing and is folded at load.
+
+        ONNX Runtime's blocked layout takes constants of the convolution's own graph only.
+        """
+        if value is None or not value.facts.const or not value.static or self._home.get(value.name) is body:
+            return value
+        key = ("kernel", value.name)
+        if key not in body.memo:
+            name = self._unique(f"{body.name}/kernel")
+            shape = self.const(np.array(value.shape, np.int64), name="shape")
+            result = Value(self, name, value.facts)
+            body.memo[key] = self._append(Call("Reshape", (value, shape), (result,), {}, self._site), name, body)
+        return body.memo[key][0]
+
+    def _body_for(self, kind: str, values: Iterable[Value | None], const: bool) -> Body:
+        """Where an operator belongs: as far out as what it reads allows."""
+        if kind in RANDOM:
+            return self._bodies[-1]
+        outer = self._bodies[0]
+        depth = max((self._bodies.index(self._home.get(v.name, outer)) for v in values if v is not None), default=0)
+        for body in self._bodies[:depth:-1]:
+            if not (body.once or const):
+                return body
+        return self._bodies[depth]
+
+    def _closed(self, body: Body) -> gs.Graph:
+        """A finished body: nodes that none of its outputs needs go out."""
+        alive, _ = _alive(body.graph.nodes, {v.name for v in body.outputs})
+        for v in (*body.inputs, *body.outputs):
+            tensor = self._tensor(v, body)
+            tensor.dtype, tensor.shape = v.dtype, None if v.facts.shape is None else list(v.facts.shape)
+        inputs, outputs = ([self._tensor(v, body) for v in values] for values in (body.inputs, body.outputs))
+        return gs.Graph(alive, inputs, outputs, name=body.name, opset=self.opset)
 
     # ---- names and bookkeeping -----------------------------------------------------------------------------------
 
@@ -365,7 +449,8 @@ class Emitter:
         result = self.declare(name, value.facts)
         self._tensors[name] = gs.Variable(name)
         node = self._unique(f"lrp/{name}")
-        self.graph.nodes.append(gs.Node("Identity", node, {}, [self._tensor(value)], [self._tensor(result)]))
+        ends = [self._tensor(value, self._bodies[0])], [self._tensor(result, self._bodies[0])]
+        self._bodies[0].graph.nodes.append(gs.Node("Identity", node, {}, *ends))
         self.docs[node] = (f"output {name}", {"onnx_lrp.source": self._site, "onnx_lrp.rule": self._rule})
         return result
 
@@ -377,9 +462,11 @@ class Emitter:
         self._names.add(candidate)
         return candidate
 
-    def _tensor(self, value: Value | None) -> gs.Tensor:
+    def _tensor(self, value: Value | None, body: Body) -> gs.Tensor:
         if value is None:
             return gs.Variable.empty()
+        if body is not self._bodies[0] and isinstance(self._tensors.get(value.name), gs.Constant):
+            return self._captured.setdefault(value.name, gs.Variable(value.name))  # it lives in the model's own graph
         if value.name not in self._tensors:
             self._tensors[value.name] = gs.Variable(value.name)
         return self._tensors[value.name]
@@ -389,78 +476,51 @@ class Emitter:
 
         Dead nodes go out; docs and metadata, which onnx-graphsurgeon does not carry, go in.
         """
-        wanted = {v.name for v in outputs}
-        alive = []
-        for node in reversed(self.graph.nodes):
-            if any(t.name in wanted for t in node.outputs):
-                wanted.update(t.name for t in node.inputs)
-                alive.append(node)
-        pruned = gs.Graph(nodes=alive[::-1], opset=self.opset)
+        alive, wanted = _alive(self._bodies[0].graph.nodes, {v.name for v in outputs})
+        pruned = gs.Graph(nodes=alive, opset=self.opset)
         proto: onnx.GraphProto = gs.export_onnx(pruned, do_type_check=False).graph
-        for node in proto.node:
-            doc, metadata = self.docs.get(node.name, ("", {}))
-            node.doc_string = doc
-            for key, text in metadata.items():
-                node.metadata_props.add(key=key, value=text)
-        proto.output.extend(onnx.helper.make_value_info(v.name, _type_proto(v.facts)) for v in outputs)
+        self._document(proto)
+        held = {t.name for t in proto.initializer}
+        read_inside = (t for n, t in self._tensors.items() if isinstance(t, gs.Constant) and n in wanted - held)
+        proto.initializer.extend(onnx.numpy_helper.from_array(np.asarray(t.values), t.name) for t in read_inside)
+        proto.output.extend(onnx.helper.make_value_info(v.name, type_proto(v.facts)) for v in outputs)
         for name, (value, default) in self.parameters.items():
             if name in wanted:
-                proto.input.append(onnx.helper.make_value_info(name, _type_proto(value.facts)))
+                proto.input.append(onnx.helper.make_value_info(name, type_proto(value.facts)))
                 if default is not None:
                     proto.initializer.append(onnx.numpy_helper.from_array(default, name))
         return proto
 
-
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
-)
-
-
-def _static_lengths(value: Value, attrs: dict[str, Any]) -> list[int] | None:
-    """What Shape gives where all the axes it is asked for are known."""
-    if value.facts.shape is None:
-        return None
-    lengths = value.facts.shape[attrs.get("start", 0) : attrs.get("end")]
-    return [d for d in lengths if isinstance(d, int)] if all(isinstance(d, int) for d in lengths) else None
+    def _document(self, graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            doc, metadata = self.docs.get(node.name, ("", {}))
+            node.doc_string = doc
+            for key, text in metadata.items():
+                node.metadata_props.add(key=key, value=text)
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    self._document(attribute.g)
 
 
-def _merge(a: Shape | None, b: Shape | None) -> Shape | None:
-    """The better known of two shapes of the same tensor, axis by axis: a number beats a symbol beats nothing."""
-    if a is None or b is None or len(a) != len(b):
-        return b if a is None else a
-    return tuple(y if isinstance(y, int) or x is None else x for x, y in zip(a, b, strict=True))
+def _alive(nodes: Sequence[gs.Node], wanted: set[str]) -> tuple[list[gs.Node], set[str]]:
+    """The nodes that the wanted tensors need, in order, and all tensors that are needed then."""
+    needed, alive = set(wanted), []
+    for node in reversed(nodes):
+        if any(t.name in needed for t in node.outputs):
+            needed |= _read(node)
+            alive.append(node)
+    return alive[::-1], needed
 
 
-def named_axes(shape: Shape | None, name: str) -> Shape | None:
-    """Give every unknown axis a symbol of its own, so that equal lengths can be recognised downstream."""
-    return None if shape is None else tuple(f"{name}.{i}" if d is None else d for i, d in enumerate(shape))
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.dtype.str, value.shape, value.tobytes()
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _node(
-    kind: str, inputs: Sequence[str], outputs: Sequence[str], attrs: dict[str, Any], domain: str = ""
-) -> onnx.NodeProto:
-    plain = {k: onnx.numpy_helper.from_array(v) if isinstance(v, np.ndarray) else v for k, v in attrs.items()}
-    return onnx.helper.make_node(kind, inputs, outputs, domain=domain, **plain)
+def _read(node: gs.Node) -> set[str]:
+    """Tensors that a node reads, those that its bodies read from outside among them."""
+    names = {t.name for t in node.inputs}
+    for graph in node.attrs.values():
+        if isinstance(graph, gs.Graph):
+            names |= {t.name for t in graph.outputs}.union(*map(_read, graph.nodes))
+    return names
 
 
 def _gs_attrs(name: str, attrs: dict[str, Any]) -> dict[str, Any]:
     """Attributes as onnx-graphsurgeon wants them: tensors as its Constants."""
     return {k: gs.Constant(f"{name}:{k}", v) if isinstance(v, np.ndarray) else v for k, v in attrs.items()}
-
-
-def _type_proto(facts: Facts) -> onnx.TypeProto:
-    return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(facts.dtype), facts.shape)
-
-
-def _facts_of(proto: onnx.TypeProto) -> Facts:
-    tensor = proto.tensor_type
-    shape: Shape | None = None
-    if tensor.HasField("shape"):
-        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
-    return Facts(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)

@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from onnx_lrp.errors import InputError
+from onnx_lrp.masks import mask_array
 from onnx_lrp.methods import Method
 from onnx_lrp.model import ModelLike, write_atomically
 from onnx_lrp.rewrite import Explained, rewrite
@@ -37,6 +38,8 @@ class Explanation:
         target: classes explained, int64 (N,); (N, k) where the output has k class axes.
         score: the explained score, (N,).
         absorbed: relevance taken by biases and stabilizers, (N,); None unless the ledger was asked for.
+        delta: relevance summed minus the rise of the score above the baseline, (N,), zero for complete contributions;
+            None for methods without a baseline.
         inputs: what was fed.
         method: name of the method.
     """
@@ -48,6 +51,7 @@ class Explanation:
     absorbed: Array | None
     inputs: dict[str, Array] = field(repr=False)
     method: str = ""
+    delta: Array | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -63,9 +67,10 @@ class Explanation:
         def cut(arrays: Mapping[str, Array]) -> dict[str, Array]:
             return {k: v[index] if v.ndim and len(v) == len(self) else v for k, v in arrays.items()}
 
-        absorbed = None if self.absorbed is None else self.absorbed[index]
+        absorbed, delta = (None if a is None else a[index] for a in (self.absorbed, self.delta))
         outputs, relevance, inputs = cut(self.outputs), cut(self.relevance), cut(self.inputs)
-        return Explanation(outputs, relevance, self.target[index], self.score[index], absorbed, inputs, self.method)
+        target, score = self.target[index], self.score[index]
+        return Explanation(outputs, relevance, target, score, absorbed, inputs, self.method, delta)
 
     def total(self) -> Array:
         """Sum of the relevance of all reported model inputs per sample, float64 (N,)."""
@@ -74,6 +79,28 @@ class Explanation:
         for relevance in inputs:
             total = total + relevance.reshape(len(self), -1).sum(1, dtype=np.float64)
         return total
+
+    def channels(self, tensor: str, *, axis: int = 1, by: Literal["sum", "max"] = "sum", share: bool = False) -> Array:
+        """Relevance of every channel of a reported tensor, over all its places: (N, C), float64.
+
+        Args:
+            tensor: its name; one of ``layers``.
+            axis: where its channels lie.
+            by: the sum over places, or the largest value.
+            share: divided by the sum of all channels' magnitudes, so that samples can be compared.
+
+        Raises:
+            InputError: the tensor is not reported, or has no such axis.
+        """
+        if tensor not in self.relevance:
+            raise InputError(f"'{tensor}' is not reported; there is {', '.join(self.relevance)}, more with layers=")
+        relevance = self.relevance[tensor].astype(np.float64)
+        if not 0 < axis < relevance.ndim:
+            raise InputError(f"relevance of '{tensor}' has shape {relevance.shape}, and no channels on axis {axis}")
+        rows = np.moveaxis(relevance, axis, 1).reshape(*np.array(relevance.shape)[[0, axis]], -1)
+        found = rows.sum(2) if by == "sum" else rows.max(2)
+        # The small number is zennit-crp's; it keeps a sample without relevance at zero.
+        return np.asarray(found / (np.abs(found).sum(1, keepdims=True) + 1e-10) if share else found)
 
     def save(
         self, path: str | os.PathLike[str], *, pictures: Sequence[Array | None] | None = None, **options: Any
@@ -106,7 +133,8 @@ class Explanation:
         found = {f"relevance/{k}": v for k, v in self.relevance.items()}
         found |= {f"output/{k}": v for k, v in self.outputs.items()}
         found |= {"target": self.target, "score": self.score}
-        return found if self.absorbed is None else found | {"absorbed": self.absorbed}
+        sums = {"absorbed": self.absorbed, "delta": self.delta}
+        return found | {name: array for name, array in sums.items() if array is not None}
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
@@ -179,10 +207,14 @@ class Explainer:
 
     @property
     def chunk(self) -> int:
-        """Samples per run; 0 for a model whose inputs have no batch axis."""
-        return self._batch if isinstance(self._batch, int) else 0 if not self._lead else self.batch_size
+        """Samples per run; 0 where they cannot be told apart: no batch axis in the inputs or in what is explained."""
+        if isinstance(self._batch, int):
+            return self._batch
+        return 0 if not self._lead or self.session.shapes["score"] == [1] else self.batch_size
 
-    def __call__(self, inputs: Inputs, target: Targets = None) -> Explanation:
+    def __call__(
+        self, inputs: Inputs, target: Targets = None, *, masks: Mapping[str, Any] | None = None
+    ) -> Explanation:
         """Explain a batch of any size.
 
         Args:
@@ -190,15 +222,21 @@ class Explainer:
                 (``low``, ``high``, ``start``) go in by name, too.
             target: class to explain: None for the arg max, one for all, or one per sample; for an output with several
                 class axes a tuple of indices (one for all) or a list of tuples.
+            masks: of a model that was rewritten with ``masks``: tensor -> the channels that count there. A channel; a
+                list, one entry per sample, each a channel or a list of channels; or an array (N, C) of floats, the
+                masks themselves. One sample with several conditions is explained under each of them; what is not
+                named counts in full.
 
         Returns:
-            The explanation, samples in the order given.
+            The explanation, samples (or conditions of the one sample) in the order given.
 
         Raises:
-            InputError: wrong name, shape or dtype, NaN, class out of range.
+            InputError: wrong name, shape or dtype, NaN, class or channel out of range.
         """
         feeds = self._feeds(inputs)
         axes, count = self._axes(feeds)
+        if masks:
+            feeds, axes, count = self._conditions(masks, feeds, axes, count)
         wanted = self._targets(target, count)
         step = self.chunk or count
         pieces = []
@@ -220,6 +258,7 @@ class Explainer:
             joined.get("absorbed"),
             {k: v for k, v in feeds.items() if k in self.session.inputs},
             self.explained.method,
+            joined.get("delta"),
         )
 
     def stream(self, batches: Iterable[Inputs]) -> Iterator[Explanation]:
@@ -239,10 +278,13 @@ class Explainer:
             inputs = {next(iter(session.inputs)): inputs}
         known = {**session.inputs, **session.optional}
         for name in inputs:
-            if name == "target" or name not in known:
+            masked = name in (f"mask/{tensor}" for tensor in self.explained.masks)
+            if name == "target" or masked or name not in known:
                 hint = (
                     "give classes as target="
                     if name == "target"
+                    else "give masks as masks="
+                    if masked
                     else f"inputs are {', '.join(n for n in known if n != 'target')}"
                 )
                 raise InputError(f"the model has no input '{name}'; {hint}")
@@ -278,11 +320,38 @@ class Explainer:
             if data.shape[axis] != count:
                 self._disagree(feeds, count)
             axes[name] = axis
+        # What a method takes besides (a baseline, bounds) is one for all, or has a row per sample.
+        axes |= {n: 0 for n, a in feeds.items() if n not in self.session.inputs and a.ndim and len(a) == count > 1}
         return axes, count
 
     def _disagree(self, feeds: Mapping[str, Array], count: int) -> None:
         given = ", ".join(f"{name} {feeds[name].shape}" for name in self.session.inputs)
         raise InputError(f"inputs have different numbers of samples: {given}; each wants {count}, as {self._lead} has")
+
+    def _conditions(
+        self, masks: Mapping[str, Any], feeds: dict[str, Array], axes: dict[str, int], count: int
+    ) -> tuple[dict[str, Array], dict[str, int], int]:
+        """Feeds with masks, one row per sample; a single sample is repeated for each of several conditions."""
+        unknown = [name for name in masks if name not in self.explained.masks]
+        if unknown:
+            known = ", ".join(self.explained.masks) or "none; rewrite it with masks=[tensor]"
+            raise InputError(f"the model has no masks at '{unknown[0]}'; it has {known}")
+        rows = {}
+        for name, given in masks.items():
+            channels = self.session.optional[f"mask/{name}"].shape[1]
+            rows[name] = mask_array(name, given, channels if isinstance(channels, int) else None)
+        most = max(len(r) for r in rows.values())
+        if count == 1 and most > 1 and axes:
+            count, feeds = most, {k: np.repeat(v, most, axes[k]) if k in axes else v for k, v in feeds.items()}
+        for name, array in rows.items():
+            if len(array) not in (1, count):
+                raise InputError(
+                    f"masks of '{name}': {len(array)} conditions for {count} samples; give one, or one each"
+                )
+            mask = np.broadcast_to(array, (count, array.shape[1]))
+            feeds[f"mask/{name}"] = self.session.checked(f"mask/{name}", mask)
+            axes[f"mask/{name}"] = 0
+        return feeds, axes, count
 
     def _join(self, pieces: Sequence[tuple[int, int, dict[str, Array]]]) -> dict[str, Array]:
         """The outputs of all runs, each (samples wanted, samples run, outputs), one after the other."""
@@ -312,7 +381,8 @@ class Explainer:
         classes = self.explained.classes
         if "target" not in self.session.optional:
             raise InputError(
-                "the model was rewritten for a fixed target; rewrite it with target='input' to choose classes"
+                "the model was rewritten for a fixed target, or by a method that explains no class; "
+                "rewrite it with target='input' to choose classes"
             )
         try:
             given = np.asarray(target)

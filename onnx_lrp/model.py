@@ -92,6 +92,7 @@ def load(model: ModelLike) -> Source:
             f"{name}: opset {version} is newer than {_NEWEST_OPSET}, the newest that ONNX Runtime loads; "
             f"export with opset_version={_NEWEST_OPSET} or lower"
         )
+    _import_once(proto)
     _resolve_external(proto, name, folder)
     skeleton, weights = _split(proto)
     skeleton = _convert(skeleton, weights, name)
@@ -101,6 +102,15 @@ def load(model: ModelLike) -> Source:
     _check(skeleton, name)
     defaults = {t.name for t in skeleton.graph.initializer} & {i.name for i in skeleton.graph.input}
     return Source(skeleton, weights, digest, name, folder, proto, defaults)
+
+
+def _import_once(proto: onnx.ModelProto) -> None:
+    """Some exporters import a domain twice: keep its newest version."""
+    newest = {o.domain: o.version for o in sorted(proto.opset_import, key=lambda o: o.version)}
+    if len(newest) < len(proto.opset_import):
+        domains = dict.fromkeys(o.domain for o in proto.opset_import)
+        del proto.opset_import[:]
+        proto.opset_import.extend(onnx.helper.make_opsetid(domain, newest[domain]) for domain in domains)
 
 
 def _read(model: ModelLike) -> tuple[onnx.ModelProto, str, Path | None, str]:

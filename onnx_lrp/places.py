@@ -81,9 +81,15 @@ def _seen(
     for call in calls:
         near = neighbours[id(call)]
         layers[id(call)] = max((layers[id(n)] + _counts(n) for n in near), default=0)
-        behind = (operators[id(n)] for n in near if kind_of(n.op) == "movement")
+        behind = (operators[id(n)] for n in near if _keeps_elements(n.op))
         operators[id(call)] = frozenset(n.op for n in near).union(*behind)
     return layers, operators
+
+
+def _keeps_elements(op: str) -> bool:
+    """True for operators that move elements, or put them on a grid."""
+    operator = OPERATORS.get(op)
+    return operator is not None and operator.moves and operator.verb in ("linear", "pointwise")
 
 
 def kind_of(op: str) -> str:

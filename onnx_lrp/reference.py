@@ -227,8 +227,29 @@ class Resize(op_resize.Resize):
         return result
 
 
-# Operators that onnx's reference implementation is mistaken about, or computes in float32 alone.
-MENDED: list[type[OpRun]] = [
+class DequantizeLinear(OpRun):
+    """DequantizeLinear at every opset and in the type of its scale: onnx's own begins at opset 19, in float32."""
+
+    op_domain = ""
+
+    def _run(self, q: Array, scale: Array, zero: Array | None = None, **attributes: Any) -> tuple[Array]:
+        axis, block = attributes.get("axis", 1), attributes.get("block_size") or 0
+        steps = _along(scale, q, axis, block)
+        zeros = 0.0 if zero is None else _along(zero, q, axis, block).astype(np.float64)
+        return (((q.astype(np.float64) - zeros) * steps).astype(scale.dtype),)
+
+
+def _along(scale: Array, x: Array, axis: int, block: int) -> Array:
+    """Scales of a quantised tensor, broadcast to it: one, one per place along an axis, or one per block."""
+    if block:
+        return np.repeat(scale, block, axis).take(range(x.shape[axis]), axis)
+    return (
+        scale.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]) if scale.size > 1 else scale.ravel()[0]
+    )
+
+
+_OPERATORS: list[type[OpRun]] = [
+    DequantizeLinear,
     MaxUnpool,
     MaxPool,
     ConvTranspose,
@@ -245,11 +266,35 @@ MENDED: list[type[OpRun]] = [
 ]
 
 
-def run_double(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run `model` in float64 by onnx's reference implementation; float feeds are widened."""
-    session = ReferenceEvaluator(to_double(model), new_ops=MENDED)
-    wide = {name: x.astype(np.float64) if x.dtype.kind == "f" else x for name, x in feeds.items()}
-    return dict(zip(session.output_names, session.run(None, wide), strict=True))
+def evaluator(model: ModelProto) -> ReferenceEvaluator:
+    """ONNX's reference implementation of a model, mended where it is wrong."""
+    return ReferenceEvaluator(model, new_ops=_OPERATORS)
+
+
+def run_double(
+    model: ModelProto, feeds: Mapping[str, Array], held: Mapping[str, Array] | None = None
+) -> dict[str, Array]:
+    """Run `model` in float64 by onnx's reference implementation.
+
+    Args:
+        model: the model.
+        feeds: its inputs; floats are widened.
+        held: tensors inside the model that are to be taken as they are, and not computed.
+    """
+    double, held = to_double(model), held or {}
+    nodes = [n for n in double.graph.node if held.keys().isdisjoint(n.output)]
+    del double.graph.node[:]
+    double.graph.node.extend(nodes)
+    for name, array in held.items():
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        double.graph.input.append(helper.make_tensor_value_info(name, DOUBLE if kind in FLOATS else kind, array.shape))
+    session = evaluator(double)
+    fed = {n: x.astype(np.float64) if _is_float(x) else x for n, x in {**feeds, **held}.items()}
+    return dict(zip(session.output_names, session.run(None, fed), strict=True))
+
+
+def _is_float(x: Array) -> bool:
+    return helper.np_dtype_to_tensor_dtype(x.dtype) in FLOATS
 
 
 def _double_graph(graph: GraphProto) -> None:

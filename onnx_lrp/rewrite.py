@@ -6,29 +6,30 @@ import functools
 import json
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 
 from onnx_lrp import model as models
 from onnx_lrp.adjoints import OPERATORS
-from onnx_lrp.adjoints.shapes import expand_like, ints
+from onnx_lrp.adjoints.shapes import ints
 from onnx_lrp.backward import Relevance, Step, gradient, reverse
 from onnx_lrp.canonical import view
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError, ModelError, UnsupportedNode, UnsupportedOps
+from onnx_lrp.ledger import Accounts, Entry, Ledger
+from onnx_lrp.masks import Masks, conditions, mask_axes, mask_inputs
 from onnx_lrp.methods import Method, StepFor, find_method
 from onnx_lrp.model import ModelLike, Source
-from onnx_lrp.places import Place, places
+from onnx_lrp.places import places
 from onnx_lrp.switch import EXPLAIN, behind_switch
-from onnx_lrp.target import STARTS, Seed, Start, Target, find_explained, seed
+from onnx_lrp.target import STARTS, Start, Target, find_explained, no_class, seed
 from onnx_lrp.view import View, mark_active
 
 VERSION = "0.1.0"
-Accounts = Literal["none", "total", "node"]
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,6 @@ class Table(list[Row]):
         )
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One item of the ledger: what a node's account took, as the name of a graph output of shape (N,)."""
-
-    node: str
-    account: str
-    output: str
-
-
 @dataclass
 class Explained:
     """An explained model.
@@ -75,6 +67,7 @@ class Explained:
         explained: name of the explained tensor.
         head: Softmax, LogSoftmax or Sigmoid if that was stepped over.
         ledger: per-node accounts (for verification only).
+        masks: masked tensor -> its axis of channels; the graph input is ``mask/<tensor>``.
     """
 
     model: onnx.ModelProto
@@ -86,6 +79,7 @@ class Explained:
     head: str
     source: Source = field(repr=False)
     ledger: list[Entry] = field(default_factory=list, repr=False)
+    masks: dict[str, int] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model under a temporary name and rename it; above 2 GiB the weights lie beside it.
@@ -114,6 +108,8 @@ def rewrite(
     portable: bool = False,
     allow_gradient: bool = False,
     switch: bool = False,
+    masks: Masks = (),
+    exclude_parallel: bool = True,
 ) -> Explained:
     """Append the explanation to a model.
 
@@ -132,6 +128,11 @@ def rewrite(
         allow_gradient: let nodes without a rule take the plain gradient; the table says which did.
         switch: put the explanation behind a graph input ``explain`` (bool, default true), so that a client that
             feeds false pays for the prediction only.
+        masks: tensors at which relevance can be made conditional on channels: each gets a graph input
+            ``mask/<tensor>`` (n, C), n = 1 or the batch, that multiplies its relevance; default ones. Channels lie on
+            axis 1; a mapping of names to axes says otherwise.
+        exclude_parallel: with masks, only what passes through the masked tensors counts, as in zennit-crp: nothing
+            that goes around one, through a shortcut; of several in a row it passes all, of several side by side any.
 
     Returns:
         The explained model.
@@ -155,6 +156,8 @@ def rewrite(
         portable=portable,
         allow_gradient=allow_gradient,
         switch=switch,
+        masks=masks,
+        exclude_parallel=exclude_parallel,
     )
 
 
@@ -172,6 +175,8 @@ def rewrite_with_accounts(
     portable: bool = False,
     allow_gradient: bool = False,
     switch: bool = False,
+    masks: Masks = (),
+    exclude_parallel: bool = True,
 ) -> Explained:
     """Like :func:`rewrite`; ``accounts="node"`` adds every node's own accounts as outputs, for verification."""
     chosen = find_method(method)
@@ -183,29 +188,49 @@ def rewrite_with_accounts(
         source,
         fold_batchnorm=fold_batchnorm,
         portable=portable,
-        kept=[*layers, *(inputs or ()), *([output] if output else []), *chosen.tensors],
+        kept=[*layers, *(inputs or ()), *([output] if output else []), *chosen.tensors, *mask_axes(masks)],
     )
     e = v.e
     if switch and EXPLAIN in e.values:
         raise ModelError(f"the model already has a tensor named '{EXPLAIN}', which the switch needs; rename it")
     explained, head = find_explained(v, output)
     reported = {**_reported_inputs(v, inputs), **{name: ([v.value(name)], False) for name in layers}}
-    wanted = [x for values, _ in reported.values() for x in values]
+    wanted = {x: name for name, (values, _) in reported.items() for x in values}
     plan = chosen.plan(v, explained, wanted)
-    first = seed(e, explained, target, begin, head)
-    keeper = _Ledger(e, first, accounts)
+    if explained.facts.shape is None:  # because of an operator that nobody sees through, which is the better error
+        for walk in plan.walks:
+            _assign(source, mark_active(v, walk.wanted, explained), chosen.name, walk.step_for, allow_gradient)
+    if plan.score is None:
+        first = seed(e, explained, target, begin)
+    elif output or start or target != "input":
+        raise InputError(f"{chosen.name} explains no class: leave output=, start= and target= away")
+    else:
+        first = no_class(e, explained, plan.score)
+    masked, unmet = mask_inputs(v, masks), set(mask_axes(masks))
+    keeper = Ledger(e, first.score, accounts)
     found: list[Mapping[Value, Relevance]] = []
     table = Table()
     for walk in plan.walks:
-        calls = mark_active(v, walk.wanted, explained)
-        if not explained.facts.active:
-            raise InputError(
-                f"'{explained.name}' does not depend on {', '.join(reported)}: there is nothing to explain"
-            )
+        seeds = {explained: first.relevance} if walk.seeds is None else walk.seeds
+        calls = mark_active(v, walk.wanted, *seeds)
+        if not any(x.facts.active for x in seeds):
+            begun = " or ".join(f"'{v.name_of(x)}'" for x in seeds)
+            raise InputError(f"{begun} does not depend on {', '.join(reported)}: there is nothing to explain")
         steps, rows = _assign(source, calls, chosen.name, walk.step_for, allow_gradient)
+        unmet -= {name for name in unmet if v.value(name).facts.active}
         known = set(table)
         table.extend(row for row in rows if row not in known)
-        found.append(reverse(e, calls, {explained: first.relevance}, _scoped(steps, keeper), walk.wanted))
+        run = walk.run
+        if masked and run is not reverse:
+            raise InputError(f"masks= is for methods that walk through the model once, which {chosen.name} does not")
+        if masked:
+            run = functools.partial(reverse, conditions=conditions(masked, v.calls, calls, exclude_parallel))
+        found.append(run(e, calls, seeds, _scoped(steps, keeper), walk.wanted))
+    if unmet:
+        raise InputError(
+            f"masks= names {', '.join(sorted(unmet))}, which does not lie between {', '.join(reported)} "
+            f"and '{explained.name}'; name another tensor"
+        )
     reported |= {name: ([x], False) for name, x in plan.layers.items()}
     outputs: list[Value] = []
     names: dict[str, str] = {}
@@ -220,8 +245,10 @@ def rewrite_with_accounts(
     outputs.append(e.rename(first.used, "target_used"))
     outputs.append(e.rename(first.score, "score"))
     outputs.extend(keeper.outputs())
+    extras = plan.extras(e, found, first)
+    outputs.extend(e.rename(value, name) for name, value in extras.items())
     added = e.export(outputs)
-    info = {
+    info: dict[str, Any] = {
         "version": VERSION,
         "method": chosen.name,
         "parameters": repr(chosen),
@@ -230,13 +257,17 @@ def rewrite_with_accounts(
         "explained": explained.name,
         "source_sha256": source.sha256,
     }
+    if masked:
+        info |= {"masks": mask_axes(masks), "exclude_parallel": exclude_parallel}
     nodes, own = len(source.skeleton.graph.node), [o.name for o in source.skeleton.graph.output]
     shapes = {name: tuple(tensor.dims) for name, tensor in source.weights.items()}
     arrange = (lambda proto: behind_switch(proto, nodes, own, shapes)) if switch else (lambda proto: None)
     proto = models.assemble(source, added, {"onnx_lrp": json.dumps(info, sort_keys=True)}, arrange)
     axes = explained.shape[1:] if explained.rank > 1 else ()
     classes = tuple(d if isinstance(d, int) else None for d in axes if d != 1) or (1,)
-    return Explained(proto, table, chosen.name, names, classes, explained.name, head, source, keeper.entries)
+    return Explained(
+        proto, table, chosen.name, names, classes, explained.name, head, source, keeper.entries, mask_axes(masks)
+    )
 
 
 def _reported_inputs(v: View, inputs: Sequence[str] | None) -> dict[str, tuple[list[Value], bool]]:
@@ -282,7 +313,7 @@ def _assign(
     table, missing = Table(), []
     for call in calls:
         place = where[id(call)]
-        if call.op not in OPERATORS or call.domain:
+        if call.op not in OPERATORS or call.domain or call.refused:
             missing.append(_unsupported(source, call, "no adjoint is registered for this operator"))
             continue
         found = step_for(place)
@@ -298,7 +329,7 @@ def _assign(
     return steps, table
 
 
-def _scoped(steps: Mapping[int, tuple[Step, str]], keeper: _Ledger) -> Callable[[Call], Step]:
+def _scoped(steps: Mapping[int, tuple[Step, str]], keeper: Ledger) -> Callable[[Call], Step]:
     """The step of a call, emitting under the call's name, and booked in the ledger."""
 
     def step_for(call: Call) -> Step:
@@ -320,79 +351,10 @@ def _scoped(steps: Mapping[int, tuple[Step, str]], keeper: _Ledger) -> Callable[
 def _unsupported(source: Source, call: Call, reason: str) -> UnsupportedNode:
     version = next((o.version for o in source.skeleton.opset_import if o.domain == call.domain), source.opset)
     hint = "add an entry for it to a rule book, or allow the gradient there with allow_gradient=True"
-    if call.domain == "com.microsoft":
-        hint = "use the model as it was before ONNX Runtime's optimisation"
+    if call.refused is not None:
+        reason, hint = call.refused
+    elif call.domain == "com.microsoft":
+        hint = "use the model as it was before ONNX Runtime's optimisation, and quantise to QDQ format"
     elif call.domain or call.op not in OPERATORS:
         hint = "explain a tensor before it with output=, or export the model without it"
     return UnsupportedNode(call.site, f"{call.domain}.{call.op}" if call.domain else call.op, version, reason, hint)
-
-
-class _Ledger:
-    """What biases and stabilizers take, node by node, each from its own formula."""
-
-    def __init__(self, e: Emitter, first: Seed, mode: Accounts):
-        self._e, self._mode, self._batch = e, mode, first.explained.shape[0] if first.explained.rank else 1
-        self._score = first.score
-        self._items: list[tuple[str, str, Value]] = []
-        self.entries: list[Entry] = []
-        if mode != "none":
-            e.book = self._book
-
-    def _book(self, call: Call, account: str, share: Any) -> None:
-        value = share()
-        if value is not None:
-            self._items.append((call.site, account, self._per_sample(value, call)))
-
-    def flow(self, call: Call, out: Sequence[Relevance | None], shares: Iterable[Relevance | None]) -> None:
-        """Note what came into a node and what left it."""
-        if self._mode != "node":
-            return
-        pairs = [("out", r, o) for r, o in zip(out, call.outputs, strict=False)]
-        pairs += [("in", r, x) for r, x in zip(shares, call.inputs, strict=False)]
-        for account, relevance, like in pairs:
-            if relevance is not None and like is not None:
-                whole = expand_like(self._e, relevance.whole(self._e), like)
-                self._items.append((call.site, account, self._per_sample(whole, call)))
-
-    def _per_sample(self, value: Value, call: Call) -> Value:
-        """Sum over everything but the batch."""
-        e = self._e
-        if value.rank == 0:
-            return e.op("Reshape", value, ints(e, [1]))
-        axis = 0
-        if value.shape[0] != self._batch and value.shape[0] != 1:
-            matching = [i for i, d in enumerate(value.shape) if d == self._batch]
-            if len(matching) == 1:
-                axis = matching[0]
-            elif self._batch == 1:
-                return e.op("Reshape", e.op("ReduceSum", value, keepdims=0), ints(e, [1]))
-            elif isinstance(value.shape[0], int) and isinstance(self._batch, int):
-                raise ModelError(
-                    f"node '{call.site}' ({call.op}): the ledger needs the batch axis, and {value.shape} shows none; "
-                    "rewrite without ledger"
-                )
-        rest = [i for i in range(value.rank) if i != axis]
-        return e.op("ReduceSum", value, ints(e, rest), keepdims=0) if rest else value
-
-    def outputs(self) -> list[Value]:
-        """The ledger's graph outputs."""
-        e = self._e
-        if self._mode == "none":
-            return []
-        with e.scope("ledger", doc="relevance absorbed by biases and stabilizers"):
-            total = self._score * 0.0
-            for _, account, value in self._items:
-                if account in ("bias", "stabilizer"):
-                    total = total + value
-        result = [e.rename(total, "absorbed")]
-        if self._mode == "node":
-            for number, (site, account, value) in enumerate(self._items):
-                name = f"account/{number}/{account}"
-                self.entries.append(Entry(site, account, name))
-                result.append(e.rename(value, name))
-        return result
-
-
-def describe(place: Place) -> str:
-    """Where a call stands, in words."""
-    return f"depth {place.depth}, height {place.height}"

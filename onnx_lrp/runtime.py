@@ -137,6 +137,8 @@ class Session:
                 "the CUDA provider does not load (driver, CUDA or cuDNN missing):"
                 " run onnx-lrp doctor, or use device='cpu'"
             )
+        # A model that fills in missing values is fed NaN for them.
+        self._takes_nan = any(n.op_type == "Imputer" and n.domain == "ai.onnx.ml" for n in model.graph.node)
         self.inputs = {i.name: i for i in self.raw.get_inputs()}
         self.optional = {i.name: i for i in self.raw.get_overridable_initializers()}
         self.shapes: dict[str, list[int | str | None]] = {o.name: list(o.shape) for o in self.raw.get_outputs()}
@@ -180,8 +182,9 @@ class Session:
             raise InputError(f"input '{name}' wants shape {expected}, got {data.shape}")
         if not data.size:
             raise InputError(f"input '{name}' wants shape {expected}, got {data.shape}, which holds nothing")
-        _check_numbers(name, data, required=name in self.inputs)
-        return _cast(name, data, dtype, required=name in self.inputs)
+        if not self._takes_nan:
+            _check_numbers(name, data, required=name in self.inputs)
+        return _cast(name, data, dtype, required=name in self.inputs and not self._takes_nan)
 
     def dtype(self, name: str) -> Any:
         """Numpy element type of an input."""

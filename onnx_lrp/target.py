@@ -10,7 +10,18 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from onnx_lrp.adjoints.shapes import along_axis, arange_like, concat_ints, dim_of, expand_like, ints, reshape_like
+from onnx_lrp.adjoints.quantization import ROUND_TRIP
+from onnx_lrp.adjoints.shapes import (
+    along_axis,
+    arange_like,
+    concat_ints,
+    dim_of,
+    expand_like,
+    ints,
+    reshape_like,
+    shape_of,
+    zeros_like,
+)
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
@@ -22,7 +33,7 @@ Start = Literal["logit", "one", "softmax", "contrast", "input"]
 
 STARTS = ("logit", "one", "softmax", "contrast", "input")
 _HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
-_SAME_ELEMENTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast")
+_SAME_ELEMENTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast", ROUND_TRIP)
 _INT = np.int64
 
 
@@ -31,39 +42,47 @@ class Seed:
     """Where the walk begins.
 
     Attributes:
-        explained: the explained tensor.
-        relevance: its relevance.
+        relevance: that of the explained tensor.
         used: the classes explained, int64 (N,), or (N, k) where the output has k class axes.
-        score: the explained score (N,).
-        head: operator that was stepped over to reach the explained tensor ("" if none).
+        score: the explained score (N,); (1,) for an explained tensor without axes.
     """
 
-    explained: Value
     relevance: Relevance
     used: Value
     score: Value
-    head: str
 
 
 def find_explained(view: View, output: str | None) -> tuple[Value, str]:
-    """The explained tensor: a named one, or the first output, or what feeds its final Softmax, LogSoftmax or Sigmoid.
+    """The explained tensor: a named one, or the first float output, or what feeds its Softmax, LogSoftmax or Sigmoid.
 
-    The head is found by data flow: through operators that only rearrange elements, whatever the nodes are called.
+    The first float output, for classifiers may put the label before the scores. The head is found by data flow: through
+    operators that only rearrange elements, whatever the nodes are called, and through a normalization of probabilities.
     """
-    name = view.outputs[0] if output is None else output
+    makers: dict[Value, Call] = view.producers()
+    floats = [name for name in view.outputs if view.value(name).dtype.kind == "f"]
+    name = output if output is not None else (floats or view.outputs)[0]
     value = view.value(name)
+    maker = makers.get(value)
+    if maker is not None and maker.op == "ZipMap":
+        raise InputError(
+            f"output '{name}' is a list of dictionaries (ZipMap), which has no relevance; "
+            "export with options={id(model): {'zipmap': False}}"
+        )
     if value.dtype.kind != "f":
         which = "the first output" if output is None else "output"
         raise InputError(f"{which} '{name}' is {value.dtype}, which has no relevance; name a float tensor with output=")
     if output is not None:
         return value, ""
-    makers: dict[Value, Call] = view.producers()
-    maker = makers.get(value)
-    while maker is not None and maker.op in _SAME_ELEMENTS and maker.given(0).dtype.kind == "f":
+    while maker is not None and _keeps_ranks(maker) and maker.given(0).dtype.kind == "f":
         maker = makers.get(maker.given(0))
     if maker is not None and maker.op in _HEADS and not maker.domain:
         return maker.given(0), maker.op
     return value, ""
+
+
+def _keeps_ranks(call: Call) -> bool:
+    """Whether probabilities are the same after it, but for their places or their sum."""
+    return call.op in _SAME_ELEMENTS or (call.op == "LpNormalization" and call.attrs.get("p", 2) == 1)
 
 
 def class_axes(value: Value) -> list[int]:
@@ -71,7 +90,7 @@ def class_axes(value: Value) -> list[int]:
     return [i for i, d in enumerate(value.shape) if i > 0 and d != 1]
 
 
-def seed(e: Emitter, explained: Value, target: Target, start: Start, head: str = "") -> Seed:
+def seed(e: Emitter, explained: Value, target: Target, start: Start) -> Seed:
     """Emit the choice of the class and the relevance to begin with.
 
     Args:
@@ -81,7 +100,6 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start, head: str =
             several class axes an int runs over the last one, and picks the place where that class scores highest;
             -1 stands for the arg max along its axis.
         start: what relevance begins with; see CONTRACT of the package.
-        head: what was stepped over.
     """
     with e.scope("target", doc="choice of the explained class"):
         axes = class_axes(explained)
@@ -94,7 +112,21 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start, head: str =
         whole = relevance.whole(e) if start != "one" else explained * hot
         rest = list(range(1, explained.rank))
         score = e.op("ReduceSum", whole, ints(e, rest), keepdims=0, label="score") if rest else whole
-    return Seed(explained, relevance, used, score, head)
+        score = score if score.rank else e.op("Reshape", score, ints(e, [1]))
+    return Seed(relevance, used, score)
+
+
+def no_class(e: Emitter, explained: Value, score: Value) -> Seed:
+    """What stands in the place of a class where a method explains none: class -1, and the method's own score.
+
+    Args:
+        e: the emitter.
+        explained: the explained tensor.
+        score: (N,).
+    """
+    with e.scope("target", doc="no class is explained"):
+        used = e.op("ConstantOfShape", shape_of(e, score), shape=score.shape, value=np.array([-1], _INT))
+    return Seed(Relevance(zeros_like(e, explained)), used, score)
 
 
 def _wanted(e: Emitter, target: Target, lengths: Sequence[Dim]) -> Value | None:

@@ -109,7 +109,9 @@ class Call:
         outputs: its outputs; None for one that nobody names.
         attrs: attributes as Python values.
         site: name of the source node it stands for.
-        opset: version of the operator set it was written in.
+        domain: operator set it belongs to; "" for ai.onnx.
+        note: how the view came to see it, for the rule table.
+        refused: why a pass found that it cannot be explained, and what the user can do about it.
     """
 
     op: str
@@ -119,6 +121,7 @@ class Call:
     site: str = ""
     domain: str = ""
     note: str = ""
+    refused: tuple[str, str] | None = None
 
     @property
     def output(self) -> Value:

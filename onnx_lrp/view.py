@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 
-from onnx_lrp.adjoints import OPERATORS
+from onnx_lrp.adjoints import OPERATORS, Operator
 from onnx_lrp.bodies import in_known_operators
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
@@ -62,6 +62,16 @@ class View:
         """Which call makes a value."""
         return {v: call for call in self.calls for v in call.outputs if v is not None}
 
+    def rewire(self, replaced: Mapping[Value, Value]) -> None:
+        """Let every call and alias read the replacement of a value."""
+        if not replaced:
+            return
+        for call in self.calls:
+            call.inputs = tuple(replaced.get(x, x) if x is not None else None for x in call.inputs)
+        self.alias = {name: replaced.get(x, x) for name, x in self.alias.items()}
+        for old, new in replaced.items():
+            self.alias[old.name] = new
+
     def uses(self) -> Counter[Value]:
         """How many calls read a value; kept tensors and graph outputs count as read once more."""
         counts = Counter(v for call in self.calls for v in call.inputs if v is not None)
@@ -71,8 +81,8 @@ class View:
         return counts
 
 
-def mark_active(v: View, wanted: Collection[Value], explained: Value) -> list[Call]:
-    """Mark what carries influence from the wanted values to the explained one; the calls between them, in order."""
+def mark_active(v: View, wanted: Collection[Value], *explained: Value) -> list[Call]:
+    """Mark what carries influence from the wanted values to the explained ones; the calls between them, in order."""
     for value in v.e.values.values():
         if value.facts.active:
             value.facts = replace(value.facts, active=False)
@@ -83,11 +93,11 @@ def mark_active(v: View, wanted: Collection[Value], explained: Value) -> list[Ca
         if operator is not None and operator.verb == "barrier":
             continue
         if any(x in reached for x in call.inputs):
-            outputs = [o for o in call.outputs if o is not None and o.dtype.kind == "f"]
+            outputs = [o for o in call.outputs if o is not None and (o.dtype.kind == "f" or _hidden(call, operator, o))]
             reached.update(outputs)
             if outputs:
                 forward.append(call)
-    needed = {explained}
+    needed = set(explained)
     chain = []
     for call in reversed(forward):
         if any(o in needed for o in call.outputs):
@@ -96,6 +106,15 @@ def mark_active(v: View, wanted: Collection[Value], explained: Value) -> list[Ca
     for value in needed & reached:
         value.facts = replace(value.facts, active=True)
     return chain[::-1]
+
+
+def _hidden(call: Call, operator: Operator | None, output: Value) -> bool:
+    """Whether an integer tensor may carry influence after all: a quantised one, of an operator nobody sees through.
+
+    Such an operator has to be found on the way, so that it is refused.
+    """
+    small = output.dtype.kind in "iu" and output.dtype.itemsize <= 2
+    return call.refused is not None or (operator is None and small)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------

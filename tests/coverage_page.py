@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 
 from onnx_lrp.adjoints import OPERATORS
+from onnx_lrp.adjoints.quantization import QUANTIZED
 from onnx_lrp.bodies import has_body
 from onnx_lrp.composite import read_book, rules_of
 from onnx_lrp.own_bodies import OWN_BODIES
@@ -27,7 +28,8 @@ test holds the page to them. Operators are those of ai.onnx up to opset {NEWEST}
 
 - **kind**: the operator's algebra, as rule books name it (`movement`: a linear operator that only moves elements).
 - **adjoint**: *own*: registered in `onnx_lrp/adjoints/`; *body*: seen through the function body in ONNX's schema; *our
-  body*: through one in `onnx_lrp/own_bodies.py`; *barrier*: no derivative, influence stops there; *none*: refused, with
+  body*: through one in `onnx_lrp/own_bodies.py`; *floats*: quantised, seen on the floats that its integers stand
+  for; *barrier*: no derivative, influence stops there; *none*: refused, with
   the node's name, wherever a float that matters runs through it.
 - **rule**: what the rule book `{BOOK}` does with one live input; *none*: no published rule, an error lists such nodes
   (the gradient family goes through them).
@@ -93,6 +95,8 @@ def adjoint_form(op: str) -> str:
         return "barrier" if OPERATORS[op].verb == "barrier" else "own"
     if op in OWN_BODIES:
         return "our body"
+    if op in QUANTIZED:
+        return "floats"
     return "body" if has_body(op, NEWEST) and op not in OTHERS else "none"
 
 

@@ -13,15 +13,15 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from onnx_lrp.cli import explain, listings, models
+from onnx_lrp.cli import concepts, explain, listings, models
 from onnx_lrp.cli.console import close_stdout, complain, logs_to_stderr, tolerant_stdout
 from onnx_lrp.errors import InputError, OnnxLrpError, UnsupportedOps
 from onnx_lrp.rewrite import VERSION
 
-_COMMANDS = (explain, models, listings)
+_COMMANDS = (explain, concepts, models, listings)
 _NUMERIC = ("--low", "--high", "--mean", "--std", "--target", "-t")
 # Arguments of the library that its messages speak of, which here are options.
-_KEYWORDS = "allow_gradient|batch_size|device|inputs|layers|ledger|output|start|target"
+_KEYWORDS = "allow_gradient|batch_size|device|inputs|layers|ledger|masks|output|start|target"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,7 +105,7 @@ def _in_options(message: str) -> str:
     """The message with the library's arguments spelled as options: output= becomes --output."""
 
     def option(match: re.Match[str]) -> str:
-        name = {"inputs": "input", "layers": "layer"}.get(match[1], match[1]).replace("_", "-")
+        name = {"inputs": "input", "layers": "layer", "masks": "mask"}.get(match[1], match[1]).replace("_", "-")
         value = match[2].strip("'")
         return f"--{name}" + (f" {value}" if value not in ("", "True") else "")
 

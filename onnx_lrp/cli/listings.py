@@ -10,7 +10,7 @@ from onnx_lrp.cli.options import Commands, command
 from onnx_lrp.composite import book_names, read_book
 from onnx_lrp.doctor import examine
 from onnx_lrp.errors import OnnxLrpError
-from onnx_lrp.methods import find_method, method_names
+from onnx_lrp.methods import find_method, method_names, parameters
 
 
 def register(commands: Commands) -> list[argparse.ArgumentParser]:
@@ -35,7 +35,8 @@ def _method(name: str) -> tuple[str, str, str]:
         return name, "", str(error)
     composite = getattr(method, "composite", None)
     about = composite.title if composite is not None else (type(method).__doc__ or "").strip().splitlines()[0]
-    return name, method.start, about
+    takes = ", ".join(f"{key}={value}" for key, value in parameters(method).items())
+    return name, method.start, f"{about} [{takes}]" if takes else about
 
 
 def run_rules(args: argparse.Namespace) -> int:

@@ -15,12 +15,14 @@ from onnx import external_data_helper
 from onnx_lrp.cli.console import say
 from onnx_lrp.cli.options import (
     Commands,
+    add_masks,
     add_pixels,
     add_rewriting,
     add_running,
     command,
     feeds_of,
     has_pictures,
+    masking,
     preprocessing,
     rewriting,
     wanted_inputs,
@@ -44,11 +46,13 @@ def register(commands: Commands) -> list[argparse.ArgumentParser]:
     )
     parser.add_argument("--portable", action="store_true", help="emit nothing that WebGPU, OpenVINO or TensorRT lacks")
     parser.add_argument("--switch", action="store_true", help="add an input 'explain'; false skips the explanation")
+    add_masks(parser)
     parser.add_argument(
         "--ledger", action="store_true", help="add the output 'absorbed': what biases and stabilizers took"
     )
     check = command(commands, "check", run_check, "print which rule each node takes, and what is not supported")
     add_rewriting(check)
+    add_masks(check)
     check.add_argument("--portable", action="store_true", help="as for rewrite")
     check.add_argument("--json", action="store_true", help="print JSON")
     verify = command(commands, "verify", run_verify, "check outputs, relevance and conservation on one sample")
@@ -77,6 +81,7 @@ def run_rewrite(args: argparse.Namespace) -> int:
         ledger=args.ledger,
         portable=args.portable,
         switch=args.switch,
+        **masking(args),
         **rewriting(args),
     )
     explained.save(out)
@@ -138,7 +143,7 @@ def _bytes(number: int) -> str:
 def run_check(args: argparse.Namespace) -> int:
     """Print the rule table, or all that is not supported; nothing runs."""
     try:
-        explained = rewrite(args.model, args.method, portable=args.portable, **rewriting(args))
+        explained = rewrite(args.model, args.method, portable=args.portable, **masking(args), **rewriting(args))
     except UnsupportedOps as error:
         if not args.json:
             raise

@@ -39,11 +39,12 @@ def command(
 
 
 def add_rewriting(
-    parser: argparse.ArgumentParser, *, several_methods: bool = False, choose_inputs: bool = True
+    parser: argparse.ArgumentParser, *, several_methods: bool = False, choose_inputs: bool = True, layers: bool = True
 ) -> None:
     """The model, the method, and what rewriting leaves open."""
     parser.add_argument("model", metavar="MODEL", help="an .onnx file")
     what = "name of a method (see onnx-lrp methods) or path of a rule book (.toml); default epsilon_plus_flat"
+    what += "; parameters follow a colon, as in integrated_gradients:steps=100"
     if several_methods:
         parser.add_argument("-m", "--method", action="append", help=what + "; repeat it to compare")
     else:
@@ -52,14 +53,9 @@ def add_rewriting(
     if choose_inputs:
         about = "report relevance for this input only; may be repeated"
         more.add_argument("--input", action="append", metavar="TENSOR", help=about)
-    more.add_argument(
-        "--layer",
-        "--layers",
-        action="append",
-        default=[],
-        metavar="TENSOR",
-        help="report this inner tensor, too; may be repeated",
-    )
+    if layers:
+        about = "report this inner tensor, too; may be repeated"
+        more.add_argument("--layer", "--layers", action="append", default=[], metavar="TENSOR", help=about)
     more.add_argument(
         "--output", metavar="TENSOR", help="the explained tensor; default: the first output, before its softmax"
     )
@@ -73,12 +69,30 @@ def rewriting(args: argparse.Namespace) -> dict[str, Any]:
     chosen = {"inputs": args.input} if getattr(args, "input", None) else {}
     return {
         **chosen,
-        "layers": args.layer,
+        "layers": args.layer if isinstance(args.layer, list) else [],
         "output": args.output,
         "start": args.start,
         "allow_gradient": args.allow_gradient,
         "fold_batchnorm": not args.no_fold_batchnorm,
     }
+
+
+def add_masks(parser: argparse.ArgumentParser) -> None:
+    """Relevance conditional on channels."""
+    about = "add an input 'mask/TENSOR', which says which channels of it count; may be repeated"
+    parser.add_argument("--mask", action="append", default=[], metavar="TENSOR", help=about)
+    keep_parallel(parser)
+
+
+def keep_parallel(parser: argparse.ArgumentParser) -> None:
+    """Whether paths around a masked tensor count."""
+    about = "count what passes around the masked tensors, too, as through a shortcut"
+    parser.add_argument("--keep-parallel", action="store_true", help=about)
+
+
+def masking(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `rewrite` that `add_masks` asks for."""
+    return {"masks": args.mask, "exclude_parallel": not args.keep_parallel}
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:

@@ -142,17 +142,31 @@ def plan(out: str | None, model: Path, paths: Sequence[Path], methods: Sequence[
         raise InputError(f"{path}: explanations are written as .png, .npz or into a folder/; choose one of these")
     if kind == "figure" and len(paths) > MOST_ROWS:
         raise InputError(f"{path}: {len(paths)} inputs are too many for one picture; give a folder: -o {path.stem}/")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} is missing; make it first")
     if kind != "arrays":
         require_pillow()
-    _try_writing(path if path.is_dir() else path.parent)
     files = _files(path, paths, tag) if kind == "folder" else dict.fromkeys(paths, path)
-    sources = {p.resolve() for p in (*paths, model)}
-    clash = next((f for f in files.values() if f.resolve() in sources), None)
+    check_writing(path, list(files.values()), [*paths, model])
+    return Output(path, kind, files, colormap)
+
+
+def check_writing(path: Path, files: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuse at once what could not be written at the end.
+
+    Args:
+        path: a file or a folder, in a folder that should be there.
+        files: what will be written.
+        inputs: files that stay as they are.
+
+    Raises:
+        InputError: says which, and why.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} is missing; make it first")
+    _try_writing(path if path.is_dir() else path.parent)
+    sources = {p.resolve() for p in inputs}
+    clash = next((f for f in files if f.resolve() in sources), None)
     if clash is not None:
         raise InputError(f"{clash}: this is an input, which stays as it is; write elsewhere with -o")
-    return Output(path, kind, files, colormap)
 
 
 def _try_writing(folder: Path) -> None:

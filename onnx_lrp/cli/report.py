@@ -39,6 +39,7 @@ class Report:
                 by = f" by {explanation.method}" if len(explanations) > 1 else ""
                 lines.append(f"  explained   {what}, score {explanation.score[index]:.5g}{by}")
                 lines += [f"  conserved   {_sums(explanation, index)}"] if adds_up else []
+                lines += [f"  complete    {_rise(explanation, index)}"] if explanation.delta is not None else []
         return lines
 
     def _prediction(self, explanation: Explanation, index: int) -> str:
@@ -65,6 +66,15 @@ def _sums(explanation: Explanation, index: int) -> str:
     absorbed = float(explanation.absorbed[index])
     off = abs(total + absorbed - score) / (abs(score) or 1.0)
     return f"relevance {total:.5g} + absorbed {absorbed:.5g} = {total + absorbed:.5g} (off by {off:.0e} of the score)"
+
+
+def _rise(explanation: Explanation, index: int) -> str:
+    """Relevance against the rise of the score above the baseline."""
+    assert explanation.delta is not None
+    total, delta = float(explanation.total()[index]), float(explanation.delta[index])
+    rise = total - delta
+    off = abs(delta) / (abs(rise) or 1.0)
+    return f"relevance {total:.5g} of a rise of {rise:.5g} above the baseline (off by {off:.0e})"
 
 
 def probabilities(row: NDArray[np.float64], head: str) -> NDArray[np.float64]:

@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from onnx_lrp.adjoints.shapes import expand_like, zeros_like
-from onnx_lrp.backward import Relevance, Step
-from onnx_lrp.emit import Emitter, Value
+from onnx_lrp.backward import Relevance, Step, reverse
+from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.places import Place
-from onnx_lrp.target import Start
+from onnx_lrp.target import Seed, Start
 from onnx_lrp.view import View
 
 # The step of a call, the rule's name and why; None where there is none.
 StepFor = Callable[[Place], tuple[Step, str, str] | None]
 # What every walk found: relevance of the wanted tensors that any reached.
 Found = Sequence[Mapping[Value, Relevance]]
+# How a walk is run: as reverse is, from the same arguments.
+Run = Callable[
+    [Emitter, Sequence[Call], Mapping[Value, Relevance], Callable[[Call], Step], Collection[Value]],
+    dict[Value, Relevance],
+]
+
+
+def nothing(e: Emitter, found: Found, seed: Seed) -> Mapping[str, Value]:
+    """No outputs besides."""
+    return {}
 
 
 @dataclass(frozen=True)
 class Walk:
-    """One reverse walk from the explained tensor.
+    """One reverse walk, from the explained tensor unless it says otherwise.
 
     Attributes:
         step_for: the step of a call, the rule's name and why; None where there is none.
         wanted: the tensors whose relevance it is to find.
+        run: how it is run: once through the model, or in another way with the same result type.
+        seeds: the tensors it begins at, each with its relevance, which may be computed in the graph; None: the
+            explained tensor, with what target and start say.
     """
 
     step_for: StepFor
     wanted: Sequence[Value]
+    run: Run = reverse
+    seeds: Mapping[Value, Relevance] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +56,15 @@ class Plan:
         walks: its reverse walks.
         report: what is reported for a tensor, from what the walks found.
         layers: further tensors that it reports on of its own accord.
+        extras: further outputs by name, one number per sample.
+        score: what is explained, (N,), for a method that explains no class: then target, start and output have no say.
     """
 
     walks: Sequence[Walk]
     report: Callable[[Emitter, Value, Found], Value]
     layers: Mapping[str, Value] = field(default_factory=dict)
+    extras: Callable[[Emitter, Found, Seed], Mapping[str, Value]] = nothing
+    score: Value | None = None
 
 
 class Method(Protocol):
@@ -63,8 +82,8 @@ class Method(Protocol):
     def tensors(self) -> Sequence[str]:
         """Tensors of the model that its parameters name."""
 
-    def plan(self, v: View, explained: Value, reported: Sequence[Value]) -> Plan:
-        """What it does with a model, to explain one tensor by the reported ones.
+    def plan(self, v: View, explained: Value, reported: Mapping[Value, str]) -> Plan:
+        """What it does with a model, to explain one tensor by the reported ones, which go by these names.
 
         Raises:
             InputError: its parameters do not fit the model.
@@ -89,6 +108,6 @@ class OneWalk(abc.ABC):
         (relevance,) = found
         return expand_like(e, self.finish(e, x, relevance[x]), x) if x in relevance else zeros_like(e, x)
 
-    def plan(self, v: View, explained: Value, reported: Sequence[Value]) -> Plan:
+    def plan(self, v: View, explained: Value, reported: Mapping[Value, str]) -> Plan:
         """One walk to the reported tensors."""
-        return Plan([Walk(self.step_for, reported)], self.report)
+        return Plan([Walk(self.step_for, list(reported))], self.report)

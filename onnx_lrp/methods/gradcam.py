@@ -47,12 +47,12 @@ class GradCAM:
         """The layer, where it is named."""
         return () if self.layer is None else (self.layer,)
 
-    def plan(self, v: View, explained: Value, reported: Sequence[Value]) -> Plan:
+    def plan(self, v: View, explained: Value, reported: Mapping[Value, str]) -> Plan:
         """A walk to the layer; its map is reported, too."""
         layer, axes = self._find(v, explained, reported)
         return Plan([Walk(Gradient().step_for, [layer])], partial(self._report, layer, axes), {v.name_of(layer): layer})
 
-    def _find(self, v: View, explained: Value, reported: Sequence[Value]) -> tuple[Value, Axes]:
+    def _find(self, v: View, explained: Value, reported: Mapping[Value, str]) -> tuple[Value, Axes]:
         """The layer, by name or by data flow, and where the reported pictures have their height and width.
 
         Raises:
@@ -64,7 +64,7 @@ class GradCAM:
                     f"{self.name} lays its map over pictures (N, C, H, W), '{v.name_of(x)}' has shape {x.facts.shape}; "
                     "name pictures with inputs="
                 )
-        calls = mark_active(v, reported, explained)
+        calls = mark_active(v, list(reported), explained)
         axes = {x: axes_of(x, calls) for x in reported}
         if self.layer is None:
             found = last_convolution(calls, explained)
@@ -109,10 +109,10 @@ class GuidedGradCAM(GradCAM):
 
     name: ClassVar[str] = "guided_grad_cam"
 
-    def plan(self, v: View, explained: Value, reported: Sequence[Value]) -> Plan:
+    def plan(self, v: View, explained: Value, reported: Mapping[Value, str]) -> Plan:
         """A guided walk to the inputs, and a plain one to the layer."""
         layer, axes = self._find(v, explained, reported)
-        walks = [Walk(GuidedBackprop().step_for, reported), Walk(Gradient().step_for, [layer])]
+        walks = [Walk(GuidedBackprop().step_for, list(reported)), Walk(Gradient().step_for, [layer])]
         return Plan(walks, partial(self._report, layer, axes))
 
     def _report(self, layer: Value, axes: Axes, e: Emitter, x: Value, found: Found) -> Value:

@@ -172,6 +172,13 @@ def picture_at(pictures: Sequence[Picture] | None, index: int) -> Picture:
     return pictures[index] if pictures is not None and index < len(pictures) else None
 
 
+def picture_of(explanation: Explanation, name: str) -> Picture:
+    """The first sample of an input as a picture (H, W, 3), its range stretched to 0..255; None where it is none."""
+    values = explanation.inputs.get(name)
+    is_image = values is not None and _kind(name, values, explanation.inputs) == "image"
+    return _derived(values[0]) if values is not None and is_image else None
+
+
 def class_name(explanation: Explanation, index: int, labels: Labels = None) -> str:
     """What is explained of a sample, for people: the class by name or number, and its place in outputs with places."""
     row = np.atleast_1d(explanation.target[index])
@@ -179,6 +186,8 @@ def class_name(explanation: Explanation, index: int, labels: Labels = None) -> s
     if first is not None and len(row) == 1 and first[:1].size == 1:
         return labels[0] if labels else "output"
     number = int(row[-1])
+    if number < 0:
+        return "no class"
     name = labels[number] if labels and 0 <= number < len(labels) else f"class {number}"
     return name if len(row) == 1 else f"{name} at {', '.join(str(int(i)) for i in row[:-1])}"
 

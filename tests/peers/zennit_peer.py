@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +87,52 @@ def zennit_relevance(
     with package.attribution.Gradient(net, rules) as attributor:
         _, relevance = attributor(torch.as_tensor(x, dtype=dtype), seed)
     return relevance.detach().numpy()
+
+
+def zennit_conditional(
+    module: torch.nn.Module,
+    x: np.ndarray,
+    composite: str | None,
+    target: list[int],
+    masks: Sequence[tuple[str, np.ndarray]],
+    exclude_parallel: bool,
+) -> np.ndarray:
+    """Return the relevance at the input, in float64, conditional on channels of the outputs of some modules.
+
+    As in zennit-crp: the backward pass multiplies what arrives at a module's output by its mask (N or 1, C, 1, 1). With
+    `exclude_parallel` there is one backward pass from each module to the next, so that nothing goes around; `masks`
+    then begins with the module next to the output. Without a composite it is the gradient of the score.
+    """
+    import torch
+
+    package = zennit()
+    net = _exact_batchnorm(copy.deepcopy(module).double().eval())
+    modules = dict(net.named_modules())
+    canonizers = [package.torchvision.ResNetCanonizer()]
+    rules = None if composite is None else package.composites.COMPOSITES[composite](canonizers=canonizers)
+    held: dict[str, torch.Tensor] = {}
+
+    def hook(name: str, mask: torch.Tensor) -> Callable[..., None]:
+        def forward(_: Any, __: Any, output: torch.Tensor) -> None:
+            held[name] = output
+            if not exclude_parallel:
+                output.register_hook(lambda grad: grad * mask)
+
+        return forward
+
+    with contextlib.nullcontext() if rules is None else rules.context(net):
+        for name, mask in masks:
+            modules[name].register_forward_hook(hook(name, torch.as_tensor(mask, dtype=torch.float64)))
+        inputs = torch.as_tensor(x, dtype=torch.float64).requires_grad_()
+        logits = net(inputs)
+        relevance = torch.nn.functional.one_hot(torch.as_tensor(target), logits.shape[-1]).to(logits)
+        relevance = relevance if composite is None else relevance * logits.detach()
+        begin = logits
+        for name, mask in masks if exclude_parallel else ():
+            (relevance,) = torch.autograd.grad(begin, held[name], relevance, retain_graph=True)
+            begin, relevance = held[name], relevance * torch.as_tensor(mask, dtype=torch.float64)
+        (found,) = torch.autograd.grad(begin, inputs, relevance)
+    return found.numpy()
 
 
 def zennit_rule(layer: torch.nn.Module, x: np.ndarray, rule: str, relevance: np.ndarray, **options: Any) -> np.ndarray:

@@ -1,0 +1,120 @@
+"""What ONNX's own type inference says of one operator, and how types and shapes are written in its protos."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_lrp.errors import ModelError
+from onnx_lrp.facts import Facts, Shape, Sign, sign_of
+from onnx_lrp.values import Array, Value
+
+RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+
+
+@functools.cache
+def _schema(op: str, opset: int) -> onnx.defs.OpSchema:
+    return onnx.defs.get_schema(op, opset, "")
+
+
+def infer(
+    kind: str,
+    values: Sequence[Value | None],
+    names: Sequence[str],
+    attrs: dict[str, Any],
+    opset: int,
+    integers: Mapping[str, Array],
+) -> list[Facts]:
+    """What is known of the outputs of an operator.
+
+    Args:
+        kind: operator type of ai.onnx.
+        values: its inputs.
+        names: names of its outputs.
+        attrs: its attributes.
+        opset: version of ai.onnx.
+        integers: the inputs whose elements are known and may be shapes or axes.
+
+    Raises:
+        Exception: inference rejects the node, in words of its own.
+    """
+    inputs = ["" if v is None else v.name for v in values]
+    types = {v.name: type_proto(v.facts) for v in values if v is not None}
+    data = {name: onnx.numpy_helper.from_array(array, name) for name, array in integers.items()}
+    imports = [onnx.helper.make_opsetid("", opset)]
+    inferred = onnx.shape_inference.infer_node_outputs(
+        _schema(kind, opset), node_proto(kind, inputs, names, attrs), types, data, opset_imports=imports
+    )
+    absent = Sign.ANY if kind == "Clip" else Sign.ZERO  # a bound that is not given bounds nothing
+    signs = [absent if v is None else v.facts.sign for v in values]
+    const = all(v is None or v.facts.const for v in values) and kind not in RANDOM
+    active = any(v is not None and v.facts.active for v in values)
+    result = []
+    for name in names:
+        known = _facts_of(inferred[name])
+        live = active and known.dtype.kind == "f"
+        result.append(replace(known, const=const, active=live, sign=sign_of(kind, signs, attrs)))
+    return result
+
+
+def rejected(kind: str, site: str, values: Sequence[Value | None], error: Exception) -> ModelError:
+    """The error to raise where inference rejects an operator that is emitted."""
+    shapes = ", ".join(f"{v.name}: {v.facts.dtype}{v.facts.shape}" for v in values if v is not None)
+    return ModelError(
+        f"emitting {kind} for node '{site}' fails: {' '.join(str(error).split())[:200]} (inputs {shapes})"
+    )
+
+
+def static_lengths(value: Value, attrs: Mapping[str, Any]) -> list[int] | None:
+    """What Shape gives where all the axes it is asked for are known."""
+    if value.facts.shape is None:
+        return None
+    lengths = value.facts.shape[attrs.get("start", 0) : attrs.get("end")]
+    return [d for d in lengths if isinstance(d, int)] if all(isinstance(d, int) for d in lengths) else None
+
+
+def merge(a: Shape | None, b: Shape | None) -> Shape | None:
+    """The better known of two shapes of the same tensor, axis by axis: a number beats a symbol beats nothing."""
+    if a is None or b is None or len(a) != len(b):
+        return b if a is None else a
+    return tuple(y if isinstance(y, int) or x is None else x for x, y in zip(a, b, strict=True))
+
+
+def named(shape: Shape | None, name: str) -> Shape | None:
+    """Give every unknown axis a symbol of its own, so that equal lengths can be recognised downstream."""
+    return None if shape is None else tuple(f"{name}.{i}" if d is None else d for i, d in enumerate(shape))
+
+
+def hashable(value: Any) -> Any:
+    """An attribute as part of a key."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    return tuple(value) if isinstance(value, list) else value
+
+
+def node_proto(
+    kind: str, inputs: Sequence[str], outputs: Sequence[str], attrs: dict[str, Any], domain: str = ""
+) -> onnx.NodeProto:
+    """A node; attributes that are arrays become tensors."""
+    plain = {k: onnx.numpy_helper.from_array(v) if isinstance(v, np.ndarray) else v for k, v in attrs.items()}
+    return onnx.helper.make_node(kind, inputs, outputs, domain=domain, **plain)
+
+
+def type_proto(facts: Facts) -> onnx.TypeProto:
+    """Element type and shape of a tensor."""
+    return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(facts.dtype), facts.shape)
+
+
+def _facts_of(proto: onnx.TypeProto) -> Facts:
+    tensor = proto.tensor_type
+    shape: Shape | None = None
+    if tensor.HasField("shape"):
+        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
+    return Facts(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)

@@ -1,0 +1,95 @@
+"""The ledger: relevance that biases and stabilizers take on the way from the explained tensor to the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from onnx_lrp.adjoints.shapes import expand_like, ints
+from onnx_lrp.backward import Relevance
+from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import ModelError
+
+Accounts = Literal["none", "total", "node"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One item of the ledger: what a node's account took, as the name of a graph output of shape (N,)."""
+
+    node: str
+    account: str
+    output: str
+
+
+class Ledger:
+    """What biases and stabilizers take, node by node, each from its own formula.
+
+    Args:
+        e: the emitter; rules book with it.
+        score: the explained score (N,).
+        mode: nothing, the total, or every node's own accounts.
+    """
+
+    def __init__(self, e: Emitter, score: Value, mode: Accounts):
+        self._e, self._mode, self._score = e, mode, score
+        self._batch = score.shape[0]
+        self._items: list[tuple[str, str, Value]] = []
+        self.entries: list[Entry] = []
+        if mode != "none":
+            e.book = self._book
+
+    def _book(self, call: Call, account: str, share: Any) -> None:
+        value = None if self._e.inside else share()  # what is inside a Loop cannot be read outside
+        if value is not None:
+            self._items.append((call.site, account, self._per_sample(value, call)))
+
+    def flow(self, call: Call, out: Sequence[Relevance | None], shares: Iterable[Relevance | None]) -> None:
+        """Note what came into a node and what left it."""
+        if self._mode != "node" or self._e.inside:
+            return
+        pairs = [("out", r, o) for r, o in zip(out, call.outputs, strict=False)]
+        pairs += [("in", r, x) for r, x in zip(shares, call.inputs, strict=False)]
+        for account, relevance, like in pairs:
+            if relevance is not None and like is not None:
+                whole = expand_like(self._e, relevance.whole(self._e), like)
+                self._items.append((call.site, account, self._per_sample(whole, call)))
+
+    def _per_sample(self, value: Value, call: Call) -> Value:
+        """Sum over everything but the batch."""
+        e = self._e
+        if value.rank == 0:
+            return e.op("Reshape", value, ints(e, [1]))
+        axis = 0
+        if value.shape[0] != self._batch and value.shape[0] != 1:
+            matching = [i for i, d in enumerate(value.shape) if d == self._batch]
+            if len(matching) == 1:
+                axis = matching[0]
+            elif self._batch == 1:
+                return e.op("Reshape", e.op("ReduceSum", value, keepdims=0), ints(e, [1]))
+            elif isinstance(value.shape[0], int) and isinstance(self._batch, int):
+                raise ModelError(
+                    f"node '{call.site}' ({call.op}): the ledger needs the batch axis, and {value.shape} shows none; "
+                    "rewrite without ledger"
+                )
+        rest = [i for i in range(value.rank) if i != axis]
+        return e.op("ReduceSum", value, ints(e, rest), keepdims=0) if rest else value
+
+    def outputs(self) -> list[Value]:
+        """The ledger's graph outputs."""
+        e = self._e
+        if self._mode == "none":
+            return []
+        with e.scope("ledger", doc="relevance absorbed by biases and stabilizers"):
+            total = self._score * 0.0
+            for _, account, value in self._items:
+                if account in ("bias", "stabilizer"):
+                    total = total + value
+        result = [e.rename(total, "absorbed")]
+        if self._mode == "node":
+            for number, (site, account, value) in enumerate(self._items):
+                name = f"account/{number}/{account}"
+                self.entries.append(Entry(site, account, name))
+                result.append(e.rename(value, name))
+        return result

@@ -21,7 +21,7 @@ from onnx.backend.test.loader import load_model_tests
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.adjoints.quantization import ROUND_TRIP
 from onnx_lrp.errors import ModelError
-from onnx_lrp.model import opset_of
+from onnx_lrp.opsets import opset_of
 from onnx_lrp.reference import to_double
 from tests.adjoint_reference import MENDED, run_reference
 from tests.adjoint_tools import EXACT, attributes, close, cotangents_for, gradient_model, off_slope

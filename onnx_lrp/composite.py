@@ -21,7 +21,7 @@ from onnx_lrp.adjoints.shapes import ints, shape_of
 from onnx_lrp.backward import Step, gradient
 from onnx_lrp.emit import Emitter, Value
 from onnx_lrp.errors import RuleError
-from onnx_lrp.places import KINDS, POSITIONS, Place, as_list, kind_of, matches
+from onnx_lrp.places import KINDS, POSITIONS, ROLES, Place, as_list, kind_of, matches
 from onnx_lrp.relevance import (
     alpha_beta_rule,
     epsilon_rule,
@@ -240,7 +240,7 @@ _OPAQUE = re.compile(
 )
 _ENTRY = re.compile(r"\s*\[\[\s*assign\s*\]\]")
 _BOOK_KEYS = ("title", "note", "base", "assign")
-_WHERE_KEYS = ("op", "kind", "name", "position", "depth", "producer", "consumer", "live")
+_WHERE_KEYS = ("op", "kind", "role", "name", "position", "depth", "producer", "consumer", "live")
 _NUMBERS = ("epsilon", "gamma", "alpha", "beta")
 
 
@@ -360,6 +360,8 @@ def _condition_complaint(key: str, values: Sequence[Any]) -> str | None:
             return f"no operator is called '{value}' (names are ONNX's, such as Conv, Gemm, MatMul)"
         if key == "kind" and value not in KINDS:
             return f"no kind is called '{value}'; kinds are {', '.join(KINDS)}"
+        if key == "role" and value not in ROLES:
+            return f"no role is called '{value}'; roles are {', '.join(ROLES)}"
         if key == "position" and value not in POSITIONS:
             return f"no position is called '{value}'; positions are {', '.join(POSITIONS)}"
     return None if values else "is an empty list, which nothing matches"

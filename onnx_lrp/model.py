@@ -277,6 +277,8 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
             value = value.decode(errors="replace")
         elif isinstance(value, onnx.TensorProto):
             value = array_of(value)
+        elif attribute.strings:
+            value = [text.decode(errors="replace") for text in value]
         attrs[attribute.name] = list(value) if attribute.ints or attribute.floats else value
     return attrs
 

@@ -34,6 +34,7 @@ Start = Literal["logit", "one", "softmax", "contrast", "input"]
 STARTS = ("logit", "one", "softmax", "contrast", "input")
 _HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
 _SAME_ELEMENTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast", ROUND_TRIP)
+_REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
 _INT = np.int64
 
 
@@ -81,7 +82,10 @@ def find_explained(view: View, output: str | None) -> tuple[Value, str]:
 
 
 def _keeps_ranks(call: Call) -> bool:
-    """Whether probabilities are the same after it, but for their places or their sum."""
+    """Whether probabilities are the same after it, but for their places or their sum; or a mean over axes of length 1."""
+    if call.op in _REDUCTIONS:
+        longer = [d for d in call.given(0).shape if d != 1]
+        return longer == [d for d in call.output.shape if d != 1] and None not in longer
     return call.op in _SAME_ELEMENTS or (call.op == "LpNormalization" and call.attrs.get("p", 2) == 1)
 
 

@@ -453,6 +453,8 @@ def _can_stand(op: str, live: int, position: str) -> bool:
 
 
 def _words(key: str, values: Sequence[Any]) -> str:
-    prefix = {"name": "named ", "producer": "fed by ", "consumer": "read by ", "depth": "depth "}.get(key, "")
+    prefix = {"name": "named ", "role": "as a ", "producer": "fed by ", "consumer": "read by ", "depth": "depth "}.get(
+        key, ""
+    )
     words = [_PLACES[v] if key == "position" else str(v) for v in values]
     return prefix + (words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}")

@@ -16,6 +16,7 @@ from onnx_lrp.adjoints.shapes import (
     arange_like,
     expand_like,
     ints,
+    merge_axes,
     ones_like,
     reduce_like,
     reshape_like,
@@ -128,7 +129,7 @@ def _first_along(e: Emitter, call: Call, c: Value, axes: list[int]) -> Value:
     kept = [i for i in range(x.rank) if i not in axes]
     perm = [*kept, *axes]
     rows = x if perm == list(range(x.rank)) else e.op("Transpose", x, perm=perm)
-    flat = rows if len(axes) == 1 else e.op("Reshape", rows, ints(e, [*([0] * len(kept)), -1]))
+    flat = rows if len(axes) == 1 else merge_axes(e, rows, len(kept))
     winner = e.op("ArgMax" if call.op == "ReduceMax" else "ArgMin", flat, axis=-1, keepdims=1)
     hit = e.op("Cast", e.op("Equal", winner, along_axis(e, arange_like(e, flat, -1), -1, flat.rank)), to=_number(x))
     hit = reshape_like(e, hit, rows)

@@ -14,10 +14,10 @@ from onnx_lrp.adjoints.quantization import ROUND_TRIP
 from onnx_lrp.adjoints.shapes import (
     along_axis,
     arange_like,
-    concat_ints,
     dim_of,
     expand_like,
     ints,
+    merge_axes,
     reshape_like,
     shape_of,
     zeros_like,
@@ -82,7 +82,7 @@ def find_explained(view: View, output: str | None) -> tuple[Value, str]:
 
 
 def _keeps_ranks(call: Call) -> bool:
-    """Whether probabilities are the same after it, but for their places or their sum; or a mean over axes of length 1."""
+    """Whether probabilities are the same after it, but for their places or their sum (a mean of one is, too)."""
     if call.op in _REDUCTIONS:
         longer = [d for d in call.given(0).shape if d != 1]
         return longer == [d for d in call.output.shape if d != 1] and None not in longer
@@ -166,11 +166,7 @@ def _to_float(e: Emitter, condition: Value, like: Value) -> Value:
 
 def _pick_class(e: Emitter, z: Value, axes: list[int], wanted: Value | None) -> tuple[Value, Value]:
     """One-hot over the one class axis, and the class."""
-    if z.rank < 2:
-        rows = e.op("Reshape", z, ints(e, [-1, 1]))
-    else:
-        shape = (z.shape[0], z.shape[axes[0]] if axes else 1)
-        rows = z if z.rank == 2 else e.op("Reshape", z, ints(e, [0, -1]), shape=shape)
+    rows = e.op("Reshape", z, ints(e, [-1, 1])) if z.rank < 2 else z if z.rank == 2 else merge_axes(e, z, 1)
     best = e.op("ArgMax", rows, axis=1, keepdims=1)
     index = best if wanted is None else e.op("Where", e.op("Less", wanted, e.const(0, _INT)), best, wanted)
     hot = _to_float(e, e.op("Equal", index, arange_like(e, rows, 1)), z)
@@ -190,7 +186,7 @@ def _pick_position(e: Emitter, z: Value, axes: list[int], wanted: Value | None) 
             here = e.op("Or", here, e.op("Less", index, e.const(0, _INT)))
             allowed = here if allowed is None else e.op("And", allowed, here)
     masked = z if allowed is None else e.op("Where", allowed, z, e.const(np.finfo(z.dtype).min, z.dtype))
-    rows = e.op("Reshape", masked, concat_ints(e, [dim_of(e, z, 0), [-1]]))
+    rows = merge_axes(e, masked, 1)
     best = e.op("ArgMax", rows, axis=1, keepdims=1)
     hot = reshape_like(e, _to_float(e, e.op("Equal", best, arange_like(e, rows, 1)), z), z)
     if allowed is not None:

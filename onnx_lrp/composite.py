@@ -83,7 +83,9 @@ class _Bounds:
         name = kind if known is None or known[0].rank == x.rank else f"{kind}/{x.name}"
         parameter = e.parameter(name, np.full((1,) * x.rank, np.nan, x.dtype))
         reduce = "ReduceMin" if kind == "low" else "ReduceMax"
-        own = e.op(reduce, x, ints(e, range(1, x.rank)), keepdims=1) if x.rank > 1 else x
+        # Of a vector of inputs, the range of all: a single number has none.
+        axes = range(1, x.rank) if x.rank > 1 else range(x.rank)
+        own = e.op(reduce, x, ints(e, axes), keepdims=1) if x.rank else x
         return e.op("Where", e.op("IsNaN", parameter), own, parameter)
 
 

@@ -26,7 +26,7 @@ from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
 from onnx_lrp.facts import Dim, Facts
-from onnx_lrp.view import View
+from onnx_lrp.view import CONVOLUTIONS, View
 
 Target = Literal["input", "argmax"] | int | Sequence[int]
 Start = Literal["logit", "one", "softmax", "contrast", "input"]
@@ -46,11 +46,13 @@ class Seed:
         relevance: that of the explained tensor.
         used: the classes explained, int64 (N,), or (N, k) where the output has k class axes.
         score: the explained score (N,); (1,) for an explained tensor without axes.
+        single: the explained tensor is a vector of classes, without an axis of samples.
     """
 
     relevance: Relevance
     used: Value
     score: Value
+    single: bool = False
 
 
 def find_explained(view: View, output: str | None) -> tuple[Value, str]:
@@ -89,12 +91,26 @@ def _keeps_ranks(call: Call) -> bool:
     return call.op in _SAME_ELEMENTS or (call.op == "LpNormalization" and call.attrs.get("p", 2) == 1)
 
 
+def is_single(view: View, explained: Value, head: str) -> bool:
+    """Whether an explained vector holds the classes of one sample, and not one score per sample.
+
+    It does if a softmax runs along it, or if neither convolutions nor, without such, graph inputs have as many samples.
+    """
+    if explained.rank != 1 or explained.shape[0] == 1:
+        return False
+    if head in ("Softmax", "LogSoftmax"):
+        return True
+    seen = [call.given(0) for call in view.calls if call.op in CONVOLUTIONS and not call.domain]
+    samples = [v.shape[0] for v in seen or view.inputs.values() if v.rank]
+    return isinstance(explained.shape[0], int) and explained.shape[0] not in samples
+
+
 def class_axes(value: Value) -> list[int]:
     """Axes of an output over which classes (or positions) run: all but the batch and those of length 1."""
     return [i for i, d in enumerate(value.shape) if i > 0 and d != 1]
 
 
-def seed(e: Emitter, explained: Value, target: Target, start: Start) -> Seed:
+def seed(e: Emitter, explained: Value, target: Target, start: Start, *, single: bool = False) -> Seed:
     """Emit the choice of the class and the relevance to begin with.
 
     Args:
@@ -104,20 +120,24 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start) -> Seed:
             several class axes an int runs over the last one, and picks the place where that class scores highest;
             -1 stands for the arg max along its axis.
         start: what relevance begins with; see CONTRACT of the package.
+        single: the explained tensor is a vector of classes, without an axis of samples.
     """
     with e.scope("target", doc="choice of the explained class"):
-        axes = class_axes(explained)
-        wanted = _wanted(e, target, [explained.shape[axis] for axis in axes] or [1])
+        z = e.op("Unsqueeze", explained, ints(e, [0])) if single else explained
+        axes = class_axes(z)
+        wanted = _wanted(e, target, [z.shape[axis] for axis in axes] or [1])
         if len(axes) > 1:
-            hot, used = _pick_position(e, explained, axes, wanted)
+            hot, used = _pick_position(e, z, axes, wanted)
         else:
-            hot, used = _pick_class(e, explained, axes, wanted)
-        relevance = _begin(e, explained, axes, hot, start)
-        whole = relevance.whole(e) if start != "one" else explained * hot
-        rest = list(range(1, explained.rank))
+            hot, used = _pick_class(e, z, axes, wanted)
+        relevance = _begin(e, z, axes, hot, start)
+        whole = relevance.whole(e) if start != "one" else z * hot
+        rest = list(range(1, z.rank))
         score = e.op("ReduceSum", whole, ints(e, rest), keepdims=0, label="score") if rest else whole
         score = score if score.rank else e.op("Reshape", score, ints(e, [1]))
-    return Seed(relevance, used, score)
+        if single:
+            relevance = Relevance(reshape_like(e, relevance.factor, explained), relevance.of and explained)
+    return Seed(relevance, used, score, single)
 
 
 def no_class(e: Emitter, explained: Value, score: Value) -> Seed:

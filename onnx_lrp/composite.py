@@ -83,8 +83,10 @@ class _Bounds:
         name = kind if known is None or known[0].rank == x.rank else f"{kind}/{x.name}"
         parameter = e.parameter(name, np.full((1,) * x.rank, np.nan, x.dtype))
         reduce = "ReduceMin" if kind == "low" else "ReduceMax"
-        # Of a vector of inputs, the range of all: a single number has none.
-        axes = range(1, x.rank) if x.rank > 1 else range(x.rank)
+        # Of a vector of inputs, the range of all: a single number has none. Of a sequence with a free number of
+        # samples behind a fixed number of steps, the range of the sample.
+        steps_first = x.rank > 2 and isinstance(x.shape[0], int) and isinstance(x.shape[1], str)
+        axes = [i for i in range(x.rank) if i != int(steps_first) or x.rank == 1]
         own = e.op(reduce, x, ints(e, axes), keepdims=1) if x.rank else x
         return e.op("Where", e.op("IsNaN", parameter), own, parameter)
 

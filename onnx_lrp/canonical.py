@@ -22,6 +22,7 @@ from onnx_lrp.folding import fold_affine, fold_affine_right
 from onnx_lrp.model import Source
 from onnx_lrp.pads import explicit_pads
 from onnx_lrp.quantized import see_dequantized
+from onnx_lrp.recurrent import unroll
 from onnx_lrp.view import View, read_view
 
 
@@ -42,6 +43,7 @@ def view(source: Source, *, fold_batchnorm: bool = True, portable: bool = False,
         see_logits_of_two_classes,
         see_dequantized,
         _widen,
+        unroll,
         explicit_pads,
         _plain_gemm,
         _constant_division,

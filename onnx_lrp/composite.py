@@ -21,7 +21,7 @@ from onnx_lrp.adjoints.shapes import ints, shape_of
 from onnx_lrp.backward import Step, gradient
 from onnx_lrp.emit import Emitter, Value
 from onnx_lrp.errors import RuleError
-from onnx_lrp.places import KINDS, POSITIONS, Place, as_list, kind_of, matches
+from onnx_lrp.places import KINDS, POSITIONS, ROLES, Place, as_list, kind_of, matches
 from onnx_lrp.relevance import (
     alpha_beta_rule,
     epsilon_rule,
@@ -83,7 +83,11 @@ class _Bounds:
         name = kind if known is None or known[0].rank == x.rank else f"{kind}/{x.name}"
         parameter = e.parameter(name, np.full((1,) * x.rank, np.nan, x.dtype))
         reduce = "ReduceMin" if kind == "low" else "ReduceMax"
-        own = e.op(reduce, x, ints(e, range(1, x.rank)), keepdims=1) if x.rank > 1 else x
+        # Of a vector of inputs, the range of all: a single number has none. Of a sequence with a free number of
+        # samples behind a fixed number of steps, the range of the sample.
+        steps_first = x.rank > 2 and isinstance(x.shape[0], int) and isinstance(x.shape[1], str)
+        axes = [i for i in range(x.rank) if i != int(steps_first) or x.rank == 1]
+        own = e.op(reduce, x, ints(e, axes), keepdims=1) if x.rank else x
         return e.op("Where", e.op("IsNaN", parameter), own, parameter)
 
 
@@ -240,7 +244,7 @@ _OPAQUE = re.compile(
 )
 _ENTRY = re.compile(r"\s*\[\[\s*assign\s*\]\]")
 _BOOK_KEYS = ("title", "note", "base", "assign")
-_WHERE_KEYS = ("op", "kind", "name", "position", "depth", "producer", "consumer", "live")
+_WHERE_KEYS = ("op", "kind", "role", "name", "position", "depth", "producer", "consumer", "live")
 _NUMBERS = ("epsilon", "gamma", "alpha", "beta")
 
 
@@ -360,6 +364,8 @@ def _condition_complaint(key: str, values: Sequence[Any]) -> str | None:
             return f"no operator is called '{value}' (names are ONNX's, such as Conv, Gemm, MatMul)"
         if key == "kind" and value not in KINDS:
             return f"no kind is called '{value}'; kinds are {', '.join(KINDS)}"
+        if key == "role" and value not in ROLES:
+            return f"no role is called '{value}'; roles are {', '.join(ROLES)}"
         if key == "position" and value not in POSITIONS:
             return f"no position is called '{value}'; positions are {', '.join(POSITIONS)}"
     return None if values else "is an empty list, which nothing matches"
@@ -451,6 +457,8 @@ def _can_stand(op: str, live: int, position: str) -> bool:
 
 
 def _words(key: str, values: Sequence[Any]) -> str:
-    prefix = {"name": "named ", "producer": "fed by ", "consumer": "read by ", "depth": "depth "}.get(key, "")
+    prefix = {"name": "named ", "role": "as a ", "producer": "fed by ", "consumer": "read by ", "depth": "depth "}.get(
+        key, ""
+    )
     words = [_PLACES[v] if key == "position" else str(v) for v in values]
     return prefix + (words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}")

@@ -142,7 +142,7 @@ class Emitter:
             self._arrays[value.name] = self.lazy.pop(value.name)()
         if value.name not in self._arrays:
             call = self.producers.get(value.name)
-            if call is None:
+            if call is None or call.domain:
                 return None
             inputs = [self.array(v) if v is not None else None for v in call.inputs]
             if any(a is None and v is not None for a, v in zip(inputs, call.inputs, strict=True)):
@@ -156,6 +156,15 @@ class Emitter:
         """The elements of an integer constant as Python ints; None where they are not known."""
         array = self.array(value)
         return None if array is None else [int(i) for i in array.reshape(-1)]
+
+    def _short(self, value: Value) -> Array | None:
+        """The elements of a constant that is at hand, or short enough to be worked out: lengths, axes, pads."""
+        if value.name in self._arrays:
+            return self._arrays[value.name]
+        if not (value.facts.const and value.static):
+            return None
+        short = math.prod(d for d in value.shape if isinstance(d, int)) <= _FOLD_LIMIT
+        return self.array(value) if short else None
 
     def _evaluate(self, call: Call, inputs: Sequence[Array | None]) -> list[Array]:
         names = [f"i{k}" if a is not None else "" for k, a in enumerate(inputs)]
@@ -253,22 +262,11 @@ class Emitter:
     def _infer(
         self, kind: str, values: Sequence[Value | None], names: Sequence[str], attrs: dict[str, Any]
     ) -> list[Facts]:
-        known = {v.name: a for v in values if v and v.dtype.kind == "i" and (a := self._small_array(v)) is not None}
+        known = {v.name: a for v in values if v and v.dtype.kind == "i" and (a := self._short(v)) is not None}
         try:
             return infer(kind, values, names, attrs, self.opset, known)
         except Exception as error:
             raise rejected(kind, self._site, values, error) from None
-
-    def _small_array(self, value: Value) -> Array | None:
-        """The elements of a small constant, as shape inference may want them."""
-        if value.name in self._arrays:
-            return self._arrays[value.name]
-        known = (
-            value.facts.const
-            and value.static
-            and math.prod(d for d in value.shape if isinstance(d, int)) <= _FOLD_LIMIT
-        )
-        return self.array(value) if known else None
 
     def _fold(self, call: Call) -> tuple[Value, ...] | None:
         """Evaluate small constant expressions now; large ones stay operators, so that no weight is ever copied."""

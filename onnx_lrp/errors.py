@@ -59,3 +59,8 @@ class UnsupportedOps(OnnxLrpError):  # noqa: N818 - the name is part of the publ
     def __init__(self, nodes: Sequence[UnsupportedNode]):
         self.nodes = tuple(nodes)
         super().__init__(f"{len(self.nodes)} node(s) cannot be explained: " + " | ".join(str(n) for n in self.nodes))
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, on one line."""
+    return " ".join(str(error).split())[:200]

@@ -61,11 +61,14 @@ class Ledger:
         e = self._e
         if value.rank == 0:
             return e.op("Reshape", value, ints(e, [1]))
-        axis = 0
-        if value.shape[0] != self._batch and value.shape[0] != 1:
+        axis, first = 0, value.shape[0]
+        # One row may be that of all samples, or (of three axes or more) one step of a sequence with the samples second.
+        if first != self._batch and (first != 1 or value.rank > 2):
             matching = [i for i, d in enumerate(value.shape) if d == self._batch]
-            if len(matching) == 1:
+            if len(matching) == 1 or (matching and first == 1):
                 axis = matching[0]
+            elif first == 1:
+                axis = 0
             elif self._batch == 1:
                 return e.op("Reshape", e.op("ReduceSum", value, keepdims=0), ints(e, [1]))
             elif isinstance(value.shape[0], int) and isinstance(self._batch, int):

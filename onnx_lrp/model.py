@@ -1,4 +1,4 @@
-"""Models in and out: reading, opsets, the weightless skeleton, writing.
+"""Models in and out: reading, the weightless skeleton, writing.
 
 Passes over a graph need the structure, not the weights. So the large initializers are set aside once
 (``Source.weights``), and everything that copies or serialises a model (opset conversion, shape inference, checking)
@@ -20,13 +20,13 @@ from typing import Any, TypeAlias
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import external_data_helper, inliner, shape_inference, version_converter
+from onnx import external_data_helper, shape_inference
 
-from onnx_lrp.errors import InputError, ModelError
+from onnx_lrp.errors import InputError, ModelError, one_line
+from onnx_lrp.opsets import inlined, name_nodes, opset_of, to_working_opset
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | gs.Graph"
 
-WORKING_OPSET = 18  # the lowest that all emitted forms are written for; sources below are converted by ONNX's converter
 _NEWEST_OPSET = 26  # the newest that ONNX Runtime 1.31 loads
 _SMALL = 1024  # bytes; tensors up to this stay in the skeleton, because shapes may be computed from them
 _PROTOBUF_LIMIT = 2**31 - 2**20
@@ -60,11 +60,6 @@ class Source:
         return opset_of(self.skeleton)
 
 
-def opset_of(proto: onnx.ModelProto) -> int:
-    """Version of the ai.onnx domain that a model imports."""
-    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
-
-
 def load(model: ModelLike) -> Source:
     """Read a model, bring it to the working opset and set its weights aside.
 
@@ -95,10 +90,8 @@ def load(model: ModelLike) -> Source:
     _import_once(proto)
     _resolve_external(proto, name, folder)
     skeleton, weights = _split(proto)
-    skeleton = _convert(skeleton, weights, name)
-    if skeleton.functions:
-        skeleton = inliner.inline_local_functions(skeleton)
-    _name_nodes(skeleton)
+    skeleton = to_working_opset(inlined(skeleton, name), name)
+    name_nodes(skeleton.graph)
     _check(skeleton, name)
     defaults = {t.name for t in skeleton.graph.initializer} & {i.name for i in skeleton.graph.input}
     return Source(skeleton, weights, digest, name, folder, proto, defaults)
@@ -166,7 +159,7 @@ def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) ->
             info = external_data_helper.ExternalDataInfo(tensor)
         except ValueError as error:
             raise ModelError(
-                f"{name}: external data of '{tensor.name}' is malformed ({_one_line(error)}); export it again"
+                f"{name}: external data of '{tensor.name}' is malformed ({one_line(error)}); export it again"
             ) from None
         path = (root / info.location).resolve()
         if not path.is_relative_to(root):
@@ -185,7 +178,7 @@ def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) ->
                 external_data_helper.load_external_data_for_tensor(tensor, str(root))
             except (OSError, ValueError, onnx.checker.ValidationError) as error:
                 raise ModelError(
-                    f"{name}: external data of '{tensor.name}' cannot be read ({_one_line(error)}); copy it again"
+                    f"{name}: external data of '{tensor.name}' cannot be read ({one_line(error)}); copy it again"
                 ) from None
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
@@ -209,7 +202,7 @@ def array_of(tensor: onnx.TensorProto) -> Any:
     try:
         return onnx.numpy_helper.to_array(tensor)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"weights '{tensor.name}' are damaged ({_one_line(error)}); export the model again") from None
+        raise ModelError(f"weights '{tensor.name}' are damaged ({one_line(error)}); export the model again") from None
 
 
 def _all_tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterable[onnx.TensorProto]:
@@ -268,69 +261,11 @@ def _copy_field(target: Any, name: str, value: Any) -> None:
         setattr(target, name, value)
 
 
-def _convert(skeleton: onnx.ModelProto, weights: dict[str, onnx.TensorProto], name: str) -> onnx.ModelProto:
-    """Bring a model below the working opset up to it; above it stays as it is."""
-    version = opset_of(skeleton)
-    if version < WORKING_OPSET:
-        try:
-            converted = version_converter.convert_version(skeleton, WORKING_OPSET)
-        except Exception as error:  # the converter raises whatever its adapters raise
-            raise ModelError(
-                f"{name}: ONNX's converter cannot bring opset {version} to {WORKING_OPSET} ({_one_line(error)}); "
-                f"export with opset_version={WORKING_OPSET} or higher"
-            ) from None
-        for field_ in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
-            setattr(converted, field_, getattr(skeleton, field_))
-        if not converted.metadata_props:
-            converted.metadata_props.extend(skeleton.metadata_props)
-        converted.graph.doc_string = skeleton.graph.doc_string
-        for opset in skeleton.opset_import:
-            if opset.domain not in {o.domain for o in converted.opset_import} | {"", "ai.onnx"}:
-                converted.opset_import.append(opset)
-        _restore_docs(skeleton, converted)
-        skeleton = converted
-    # IR 8 is what opset 18 belongs to. Anything newer stays: onnx's own default would not load in ONNX Runtime.
-    skeleton.ir_version = max(skeleton.ir_version, 8)
-    return skeleton
-
-
-def _restore_docs(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-    """The converter drops what it does not need: put node names, docs and metadata back, found by output name."""
-    known = {n.output[0]: n for n in before.graph.node if n.output}
-    for node in after.graph.node:
-        source = known.get(node.output[0]) if node.output else None
-        if source is not None:
-            node.name = node.name or source.name
-            node.doc_string = source.doc_string
-            if not node.metadata_props:
-                node.metadata_props.extend(source.metadata_props)
-
-
-def _name_nodes(skeleton: onnx.ModelProto) -> None:
-    """Give a unique name to nodes that have none, so that messages and rule books can speak of them."""
-    seen: set[str] = {node.name for node in skeleton.graph.node}
-    used: set[str] = set()
-    for node in skeleton.graph.node:
-        name = node.name
-        if not name or name in used:
-            stem = name or node.op_type
-            number = 0
-            while not name or name in seen or name in used:
-                name = f"{stem}_{number}"
-                number += 1
-            node.name = name
-        used.add(node.name)
-
-
 def _check(skeleton: onnx.ModelProto, name: str) -> None:
     try:
         onnx.checker.check_model(skeleton)
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"{name}: not a valid ONNX model ({_one_line(error)}); check how it was exported") from None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+        raise ModelError(f"{name}: not a valid ONNX model ({one_line(error)}); check how it was exported") from None
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
@@ -342,6 +277,8 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
             value = value.decode(errors="replace")
         elif isinstance(value, onnx.TensorProto):
             value = array_of(value)
+        elif attribute.strings:
+            value = [text.decode(errors="replace") for text in value]
         attrs[attribute.name] = list(value) if attribute.ints or attribute.floats else value
     return attrs
 
@@ -352,7 +289,7 @@ def inferred_graph(source: Source) -> onnx.GraphProto:
         return shape_inference.infer_shapes(source.skeleton, strict_mode=False, data_prop=True).graph
     except Exception as error:  # inference raises several unrelated types
         raise ModelError(
-            f"{source.name}: shape inference fails ({_one_line(error)}); check how it was exported"
+            f"{source.name}: shape inference fails ({one_line(error)}); check how it was exported"
         ) from None
 
 

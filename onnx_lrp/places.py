@@ -9,10 +9,11 @@ from typing import Any
 
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.emit import Call, Value
-from onnx_lrp.view import WEIGHTED
+from onnx_lrp.view import WEIGHTED, complemented
 
 KINDS = ("linear", "bilinear", "pointwise", "nonlinear", "movement")
 POSITIONS = ("first", "last", "inner", "preprocessing")
+ROLES = ("gate",)
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Place:
         call: the call.
         depth: number of weighted layers (Conv, ConvTranspose, Gemm, MatMul) between it and the explained inputs.
         height: the same towards the explained tensor.
-        producers: operators that feed its live inputs, also through operators that only move elements.
+        producers: operators that feed its live inputs, also through operators that only move elements, and 1 - x.
         consumers: operators that read its outputs, likewise.
     """
 
@@ -81,7 +82,7 @@ def _seen(
     for call in calls:
         near = neighbours[id(call)]
         layers[id(call)] = max((layers[id(n)] + _counts(n) for n in near), default=0)
-        behind = (operators[id(n)] for n in near if _keeps_elements(n.op))
+        behind = (operators[id(n)] for n in near if _keeps_elements(n.op) or complemented(n) is not None)
         operators[id(call)] = frozenset(n.op for n in near).union(*behind)
     return layers, operators
 
@@ -116,6 +117,8 @@ def _holds(key: str, options: Sequence[Any], place: Place) -> bool:
             return place.call.op in options
         case "kind":
             return kind_of(place.call.op) in options
+        case "role":
+            return place.call.role in options
         case "name":
             return any(fnmatch.fnmatchcase(place.call.site, pattern) for pattern in options)
         case "position":

@@ -13,6 +13,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_conv_transpose, op_layer_normalization, op_max_pool, op_resize, op_rms_normalization
 
+from onnx_lrp.opsets import all_graphs
+from onnx_lrp.recurrent_reference import GRU, LSTM, RNN
+
 DOUBLE = TensorProto.DOUBLE
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 Array = np.ndarray[Any, Any]
@@ -24,10 +27,18 @@ def to_double(model: ModelProto) -> ModelProto:
     """Return a copy of `model` that computes in float64 wherever the original computes in floats of fewer bits."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    _double_graph(copy.graph)
+    _double_graph(named(copy).graph)
     for function in copy.functions:
         _double_nodes(function.node, set())
     return copy
+
+
+def named(model: ModelProto) -> ModelProto:
+    """The model with a name for every output: onnx takes one that has none for every input that has none."""
+    for number, node in enumerate(node for graph in all_graphs(model.graph) for node in graph.node):
+        for k, name in enumerate(node.output):
+            node.output[k] = name or f"unnamed/{number}/{k}"
+    return model
 
 
 class MaxUnpool(OpRun):
@@ -263,6 +274,9 @@ _OPERATORS: list[type[OpRun]] = [
     LpNormalization,
     GridSample,
     Resize,
+    GRU,
+    LSTM,
+    RNN,
 ]
 
 

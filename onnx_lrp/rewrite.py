@@ -26,7 +26,7 @@ from onnx_lrp.methods import Method, StepFor, find_method
 from onnx_lrp.model import ModelLike, Source
 from onnx_lrp.places import places
 from onnx_lrp.switch import EXPLAIN, behind_switch
-from onnx_lrp.target import STARTS, Start, Target, find_explained, no_class, seed
+from onnx_lrp.target import STARTS, Start, Target, find_explained, is_single, no_class, seed
 from onnx_lrp.view import View, mark_active
 
 VERSION = "0.1.0"
@@ -201,7 +201,7 @@ def rewrite_with_accounts(
         for walk in plan.walks:
             _assign(source, mark_active(v, walk.wanted, explained), chosen.name, walk.step_for, allow_gradient)
     if plan.score is None:
-        first = seed(e, explained, target, begin)
+        first = seed(e, explained, target, begin, single=is_single(v, explained, head))
     elif output or start or target != "input":
         raise InputError(f"{chosen.name} explains no class: leave output=, start= and target= away")
     else:
@@ -263,7 +263,7 @@ def rewrite_with_accounts(
     shapes = {name: tuple(tensor.dims) for name, tensor in source.weights.items()}
     arrange = (lambda proto: behind_switch(proto, nodes, own, shapes)) if switch else (lambda proto: None)
     proto = models.assemble(source, added, {"onnx_lrp": json.dumps(info, sort_keys=True)}, arrange)
-    axes = explained.shape[1:] if explained.rank > 1 else ()
+    axes = explained.shape if first.single else explained.shape[1:]
     classes = tuple(d if isinstance(d, int) else None for d in axes if d != 1) or (1,)
     return Explained(
         proto, table, chosen.name, names, classes, explained.name, head, source, keeper.entries, mask_axes(masks)

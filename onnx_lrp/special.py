@@ -16,6 +16,7 @@ from onnx_lrp.adjoints.shapes import (
     arange_like,
     expand_like,
     ints,
+    merge_axes,
     ones_like,
     reduce_like,
     reshape_like,
@@ -25,6 +26,7 @@ from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import RuleError
 from onnx_lrp.relevance import adjoint_of_bias, epsilon_rule, stabilized
+from onnx_lrp.view import complemented
 
 Out = Sequence[Relevance | None]
 
@@ -127,7 +129,7 @@ def _first_along(e: Emitter, call: Call, c: Value, axes: list[int]) -> Value:
     kept = [i for i in range(x.rank) if i not in axes]
     perm = [*kept, *axes]
     rows = x if perm == list(range(x.rank)) else e.op("Transpose", x, perm=perm)
-    flat = rows if len(axes) == 1 else e.op("Reshape", rows, ints(e, [*([0] * len(kept)), -1]))
+    flat = rows if len(axes) == 1 else merge_axes(e, rows, len(kept))
     winner = e.op("ArgMax" if call.op == "ReduceMax" else "ArgMin", flat, axis=-1, keepdims=1)
     hit = e.op("Cast", e.op("Equal", winner, along_axis(e, arange_like(e, flat, -1), -1, flat.rank)), to=_number(x))
     hit = reshape_like(e, hit, rows)
@@ -302,7 +304,8 @@ class Gate:
     """Gate times signal: the signal takes all (Arras et al. 2017, sec. 3.1).
 
     The gate is the factor that comes out of a Sigmoid, HardSigmoid or Softmax, else out of a Tanh or Erf (or the one
-    named); if both factors do alike or neither does, the first is the signal.
+    named); if both factors do alike or neither does, the first is the signal. Of a product whose role is that of a
+    gate, the first factor is the gate; where its signal is no live one, nothing takes the relevance.
     """
 
     gate: Literal["auto", "first", "second"] = "auto"
@@ -313,12 +316,16 @@ class Gate:
         live = _live_factors(call, "gate")
         if out[0] is None:
             return _nothing(call)
+        if call.role == "gate" and live == [0]:
+            return stop(e, call, out)
         if len(live) < 2:
             return epsilon_rule(self.epsilon)(e, call, out)
         return _shared(e, call, out[0], self.epsilon, {self.signal(e, call): 1.0})
 
     def signal(self, e: Emitter, call: Call) -> int:
         """Index of the factor that is the signal."""
+        if call.role == "gate":
+            return 1
         if self.gate != "auto":
             return 1 if self.gate == "first" else 0
         return 1 if _gateness(e, call.given(0)) > _gateness(e, call.given(1)) else 0
@@ -326,10 +333,13 @@ class Gate:
 
 def _gateness(e: Emitter, value: Value) -> int:
     maker = e.producers.get(value.name)
-    while maker is not None and OPERATORS.get(maker.op) is not None and OPERATORS[maker.op].moves and maker.inputs:
-        before = maker.input(0)
+    while maker is not None and not maker.domain:
+        if maker.op in _GATES:
+            return _GATES[maker.op]
+        known = OPERATORS.get(maker.op)
+        before = maker.input(0) if known is not None and known.moves else complemented(maker)
         maker = None if before is None else e.producers.get(before.name)
-    return _GATES.get(maker.op, 0) if maker is not None and not maker.domain else 0
+    return 0
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from onnx_lrp.adjoints.quantization import ROUND_TRIP
 from onnx_lrp.adjoints.shapes import (
     along_axis,
     arange_like,
-    concat_ints,
     dim_of,
     expand_like,
     ints,
+    merge_axes,
     reshape_like,
     shape_of,
     zeros_like,
@@ -26,7 +26,7 @@ from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
 from onnx_lrp.facts import Dim, Facts
-from onnx_lrp.view import View
+from onnx_lrp.view import CONVOLUTIONS, View
 
 Target = Literal["input", "argmax"] | int | Sequence[int]
 Start = Literal["logit", "one", "softmax", "contrast", "input"]
@@ -34,6 +34,7 @@ Start = Literal["logit", "one", "softmax", "contrast", "input"]
 STARTS = ("logit", "one", "softmax", "contrast", "input")
 _HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
 _SAME_ELEMENTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast", ROUND_TRIP)
+_REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
 _INT = np.int64
 
 
@@ -45,11 +46,13 @@ class Seed:
         relevance: that of the explained tensor.
         used: the classes explained, int64 (N,), or (N, k) where the output has k class axes.
         score: the explained score (N,); (1,) for an explained tensor without axes.
+        single: the explained tensor is a vector of classes, without an axis of samples.
     """
 
     relevance: Relevance
     used: Value
     score: Value
+    single: bool = False
 
 
 def find_explained(view: View, output: str | None) -> tuple[Value, str]:
@@ -81,8 +84,25 @@ def find_explained(view: View, output: str | None) -> tuple[Value, str]:
 
 
 def _keeps_ranks(call: Call) -> bool:
-    """Whether probabilities are the same after it, but for their places or their sum."""
+    """Whether probabilities are the same after it, but for their places or their sum (a mean of one is, too)."""
+    if call.op in _REDUCTIONS:
+        longer = [d for d in call.given(0).shape if d != 1]
+        return longer == [d for d in call.output.shape if d != 1] and None not in longer
     return call.op in _SAME_ELEMENTS or (call.op == "LpNormalization" and call.attrs.get("p", 2) == 1)
+
+
+def is_single(view: View, explained: Value, head: str) -> bool:
+    """Whether an explained vector holds the classes of one sample, and not one score per sample.
+
+    It does if a softmax runs along it, or if neither convolutions nor, without such, graph inputs have as many samples.
+    """
+    if explained.rank != 1 or explained.shape[0] == 1:
+        return False
+    if head in ("Softmax", "LogSoftmax"):
+        return True
+    seen = [call.given(0) for call in view.calls if call.op in CONVOLUTIONS and not call.domain]
+    samples = [v.shape[0] for v in seen or view.inputs.values() if v.rank]
+    return isinstance(explained.shape[0], int) and explained.shape[0] not in samples
 
 
 def class_axes(value: Value) -> list[int]:
@@ -90,7 +110,7 @@ def class_axes(value: Value) -> list[int]:
     return [i for i, d in enumerate(value.shape) if i > 0 and d != 1]
 
 
-def seed(e: Emitter, explained: Value, target: Target, start: Start) -> Seed:
+def seed(e: Emitter, explained: Value, target: Target, start: Start, *, single: bool = False) -> Seed:
     """Emit the choice of the class and the relevance to begin with.
 
     Args:
@@ -100,20 +120,24 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start) -> Seed:
             several class axes an int runs over the last one, and picks the place where that class scores highest;
             -1 stands for the arg max along its axis.
         start: what relevance begins with; see CONTRACT of the package.
+        single: the explained tensor is a vector of classes, without an axis of samples.
     """
     with e.scope("target", doc="choice of the explained class"):
-        axes = class_axes(explained)
-        wanted = _wanted(e, target, [explained.shape[axis] for axis in axes] or [1])
+        z = e.op("Unsqueeze", explained, ints(e, [0])) if single else explained
+        axes = class_axes(z)
+        wanted = _wanted(e, target, [z.shape[axis] for axis in axes] or [1])
         if len(axes) > 1:
-            hot, used = _pick_position(e, explained, axes, wanted)
+            hot, used = _pick_position(e, z, axes, wanted)
         else:
-            hot, used = _pick_class(e, explained, axes, wanted)
-        relevance = _begin(e, explained, axes, hot, start)
-        whole = relevance.whole(e) if start != "one" else explained * hot
-        rest = list(range(1, explained.rank))
+            hot, used = _pick_class(e, z, axes, wanted)
+        relevance = _begin(e, z, axes, hot, start)
+        whole = relevance.whole(e) if start != "one" else z * hot
+        rest = list(range(1, z.rank))
         score = e.op("ReduceSum", whole, ints(e, rest), keepdims=0, label="score") if rest else whole
         score = score if score.rank else e.op("Reshape", score, ints(e, [1]))
-    return Seed(relevance, used, score)
+        if single:
+            relevance = Relevance(reshape_like(e, relevance.factor, explained), relevance.of and explained)
+    return Seed(relevance, used, score, single)
 
 
 def no_class(e: Emitter, explained: Value, score: Value) -> Seed:
@@ -162,11 +186,7 @@ def _to_float(e: Emitter, condition: Value, like: Value) -> Value:
 
 def _pick_class(e: Emitter, z: Value, axes: list[int], wanted: Value | None) -> tuple[Value, Value]:
     """One-hot over the one class axis, and the class."""
-    if z.rank < 2:
-        rows = e.op("Reshape", z, ints(e, [-1, 1]))
-    else:
-        shape = (z.shape[0], z.shape[axes[0]] if axes else 1)
-        rows = z if z.rank == 2 else e.op("Reshape", z, ints(e, [0, -1]), shape=shape)
+    rows = e.op("Reshape", z, ints(e, [-1, 1])) if z.rank < 2 else z if z.rank == 2 else merge_axes(e, z, 1)
     best = e.op("ArgMax", rows, axis=1, keepdims=1)
     index = best if wanted is None else e.op("Where", e.op("Less", wanted, e.const(0, _INT)), best, wanted)
     hot = _to_float(e, e.op("Equal", index, arange_like(e, rows, 1)), z)
@@ -186,7 +206,7 @@ def _pick_position(e: Emitter, z: Value, axes: list[int], wanted: Value | None) 
             here = e.op("Or", here, e.op("Less", index, e.const(0, _INT)))
             allowed = here if allowed is None else e.op("And", allowed, here)
     masked = z if allowed is None else e.op("Where", allowed, z, e.const(np.finfo(z.dtype).min, z.dtype))
-    rows = e.op("Reshape", masked, concat_ints(e, [dim_of(e, z, 0), [-1]]))
+    rows = merge_axes(e, masked, 1)
     best = e.op("ArgMax", rows, axis=1, keepdims=1)
     hot = reshape_like(e, _to_float(e, e.op("Equal", best, arange_like(e, rows, 1)), z), z)
     if allowed is not None:

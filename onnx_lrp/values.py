@@ -112,6 +112,7 @@ class Call:
         domain: operator set it belongs to; "" for ai.onnx.
         note: how the view came to see it, for the rule table.
         refused: why a pass found that it cannot be explained, and what the user can do about it.
+        role: what a pass recognised it as: "gate" for a product of which the first factor says how much of the second.
     """
 
     op: str
@@ -122,6 +123,7 @@ class Call:
     domain: str = ""
     note: str = ""
     refused: tuple[str, str] | None = None
+    role: str = ""
 
     @property
     def output(self) -> Value:

@@ -81,6 +81,12 @@ class View:
         return counts
 
 
+def complemented(call: Call) -> Value | None:
+    """X if a call computes 1 - x, or another constant minus x: the complement of a gate is a gate."""
+    plain = call.op == "Sub" and not call.domain and call.given(0).facts.const and not call.given(1).facts.const
+    return call.given(1) if plain else None
+
+
 def mark_active(v: View, wanted: Collection[Value], *explained: Value) -> list[Call]:
     """Mark what carries influence from the wanted values to the explained ones; the calls between them, in order."""
     for value in v.e.values.values():

@@ -258,7 +258,9 @@ MENDED["LpPool"] = LpPool
 
 def run_reference(proto: onnx.ModelProto, feeds: Feeds) -> dict[str, Array]:
     """Outputs by ONNX's reference implementation, in the types that the model declares."""
-    session = ReferenceEvaluator(proto, new_ops=list(MENDED.values()))
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    session = ReferenceEvaluator(reference.named(copy), new_ops=list(MENDED.values()))
     return dict(zip(session.output_names, session.run(None, dict(feeds)), strict=True))
 
 

@@ -20,7 +20,7 @@ from onnx.backend.test.loader import load_model_tests
 
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.bodies import has_body
-from onnx_lrp.model import opset_of
+from onnx_lrp.opsets import opset_of
 from onnx_lrp.own_bodies import OWN_BODIES
 from onnx_lrp.reference import to_double
 from tests.adjoint_reference import run_onnxruntime

@@ -16,7 +16,7 @@ import onnx_lrp
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.adjoints.quantization import ROUND_TRIP
 from onnx_lrp.errors import ModelError, UnsupportedOps
-from onnx_lrp.model import opset_of
+from onnx_lrp.opsets import opset_of
 from onnx_lrp.own_bodies import OWN_BODIES
 from tests.adjoint_reference import MENDED, run_reference
 from tests.adjoint_tools import EXACT, attributes, close, cotangents_for, gradient_model, is_linear, off_slope

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnx_lrp
 from onnx_lrp import model as models
+from onnx_lrp.opsets import WORKING_OPSET, opset_of
 from onnx_lrp.runtime import Session
 
 SHAPES = Path(__file__).resolve().parent.parent / "examples" / "shapes" / "shapes.onnx"
@@ -84,7 +85,7 @@ def test_old_opsets_and_ir_versions_are_lifted() -> None:
     explained = onnx_lrp.rewrite(model, "epsilon")
     assert [i.name for i in explained.model.graph.input] == ["x", "target"]
     assert explained.explained == "a"
-    assert models.opset_of(explained.model) == models.WORKING_OPSET
+    assert opset_of(explained.model) == WORKING_OPSET
     x = np.arange(1, 5, dtype=np.float32)[None]
     np.testing.assert_allclose(onnx_lrp.Explainer(model, "epsilon")(x).relevance["x"], [[0, 0, 0, 4]], atol=1e-5)
 

@@ -15,7 +15,7 @@ from onnx_lrp.runtime import Session
 LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
 SHARED = Path(os.environ.get("ONNX_LRP_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "models"
 BOOKS = ("epsilon_plus_flat", "zplus", "epsilon", "epsilon_alpha2_beta1_flat", "epsilon_gamma_box")
-TRAINED = sorted(p for p in SHARED.glob("*.onnx") if "vad" not in p.name)
+TRAINED = sorted(p for p in SHARED.glob("*.onnx") if "vad_16k_if" not in p.name)
 
 
 def explain_noise(explained: onnx_lrp.Explained) -> dict[str, np.ndarray]:

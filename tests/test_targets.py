@@ -156,7 +156,9 @@ def test_start_contrast_with_an_open_number_of_classes() -> None:
 
 
 @pytest.mark.parametrize("head", ["Softmax", "LogSoftmax", "Sigmoid"])
-@pytest.mark.parametrize("path", ["", "Reshape", "Unsqueeze Squeeze", "Transpose", "Flatten", "Identity Cast"])
+@pytest.mark.parametrize(
+    "path", ["", "Reshape", "Unsqueeze Squeeze", "Transpose", "Flatten", "Identity Cast", "Unsqueeze ReduceMean"]
+)
 def test_head_is_stepped_over(head: str, path: str) -> None:
     """By data flow, through whatever only rearranges elements; the outputs stay as they are."""
     net = Net()
@@ -170,6 +172,8 @@ def test_head_is_stepped_over(head: str, path: str) -> None:
             y = net("Cast", y, to=TensorProto.FLOAT)
         elif op.endswith("queeze"):
             y = net(op, y, net.const([1], np.int64))
+        elif op == "ReduceMean":
+            y = net(op, y, net.const([1], np.int64), keepdims=0)
         else:
             y = net(op, y)
     model = net.model(y)

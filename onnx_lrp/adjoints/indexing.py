@@ -17,6 +17,7 @@ from onnx_lrp.adjoints.shapes import (
     concat_ints,
     dim_of,
     ints,
+    merge_axes,
     places_of,
     reshape_like,
     same_shape,
@@ -67,7 +68,7 @@ def _gather_nd(e: Emitter, call: Call, d: Value) -> Value:
     stop = e.op("Squeeze", count, ints(e, [0]))
     numbers = e.op("Reshape", e.op("Range", e.const(0, np.int64), stop, e.const(1, np.int64)), lead)
     rows = e.op("Reshape", e.op("GatherND", numbers, indices, batch_dims=batch), ints(e, [-1]))
-    merged = e.op("Reshape", d, concat_ints(e, [dim_of(e, rows, 0), [-1]]))
+    merged = merge_axes(e, merge_axes(e, d, indices.rank - 1), 0, indices.rank - 1)
     return reshape_like(e, scatter_axis(e, merged, rows, 0, count), x)
 
 

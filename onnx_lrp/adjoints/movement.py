@@ -16,6 +16,7 @@ from onnx_lrp.adjoints.shapes import (
     crop_like,
     dim_of,
     ints,
+    merge_axes,
     places_of,
     reshape_like,
     scatter_axis,
@@ -140,8 +141,7 @@ def _gather(e: Emitter, call: Call, d: Value) -> Value:
     elif indices.rank == 1:
         merged = d
     else:
-        sizes = [dim_of(e, x, i) for i in range(x.rank)]
-        merged = e.op("Reshape", d, concat_ints(e, [*sizes[:axis], [-1], *sizes[axis + 1 :]]))
+        merged = merge_axes(e, d, axis, axis + indices.rank)
     return scatter_axis(e, merged, positive, axis, length)
 
 
@@ -178,7 +178,9 @@ def _depth_to_space(e: Emitter, call: Call, d: Value) -> Value:
     back = e.op("SpaceToDepth", d, blocksize=block, shape=x.shape)
     if call.attrs.get("mode", "DCR") == "DCR":
         return back
-    split = e.op("Reshape", back, concat_ints(e, [[0, block * block, -1], dim_of(e, x, 2), dim_of(e, x, 3)]))
+    channels = e.op("Div", dim_of(e, x, 1), ints(e, [block * block]))
+    sizes = concat_ints(e, [dim_of(e, x, 0), [block * block], channels, dim_of(e, x, 2), dim_of(e, x, 3)])
+    split = e.op("Reshape", back, sizes, allowzero=1)
     return reshape_like(e, e.op("Transpose", split, perm=[0, 2, 1, 3, 4]), x)
 
 

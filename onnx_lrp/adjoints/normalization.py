@@ -9,7 +9,17 @@ from collections.abc import Sequence
 
 from onnx_lrp.adjoints.reduction import count_along, lp_slopes
 from onnx_lrp.adjoints.registry import Cotangents, nonlinear
-from onnx_lrp.adjoints.shapes import along_axis, ints, number, reshape_like, spatial_axes
+from onnx_lrp.adjoints.shapes import (
+    along_axis,
+    concat_ints,
+    dim_of,
+    ints,
+    merge_axes,
+    number,
+    reshape_like,
+    span_of,
+    spatial_axes,
+)
 from onnx_lrp.emit import Call, Emitter, Value
 
 
@@ -31,9 +41,7 @@ def _log_softmax(e: Emitter, call: Call, d: Value) -> Value:
 def _channel_sum(e: Emitter, value: Value, before: int, after: int) -> Value:
     """Sum over a window of channels around each one, zeros beyond the ends."""
     size = before + after + 1
-    rows = e.op("Reshape", value, ints(e, [0, 1, value.shape[1], -1])) if isinstance(value.shape[1], int) else None
-    if rows is None:
-        rows = e.op("Unsqueeze", e.op("Reshape", value, ints(e, [0, 0, -1])), ints(e, [1]))
+    rows = e.op("Unsqueeze", merge_axes(e, value, 2), ints(e, [1]))
     mean = e.op("AveragePool", rows, kernel_shape=[size, 1], pads=[before, 0, after, 0], count_include_pad=1)
     return reshape_like(e, mean * float(size), value)
 
@@ -132,11 +140,13 @@ def _instance_normalization(e: Emitter, call: Call, d: Value) -> Sequence[Value]
 def _group_normalization(e: Emitter, call: Call, d: Value) -> Sequence[Value]:
     """As LayerNormalization, over each group of channels; scale and bias have one number per channel."""
     x = call.given(0)
-    groups = ints(e, [0, int(call.attrs["num_groups"]), -1])
-    off = _centred(e, e.op("Reshape", x, groups), [2])
+    groups = int(call.attrs["num_groups"])
+    size = e.op("Div", span_of(e, x, 1), ints(e, [groups]))
+    split = concat_ints(e, [dim_of(e, x, 0), [groups], size])
+    off = _centred(e, e.op("Reshape", x, split, allowzero=1), [2])
     s = _inverse_root(e, off, [2], number(call, "epsilon", 1e-5))
     z = off * s
-    g = e.op("Reshape", d * along_axis(e, call.given(1), 1, x.rank), groups)
+    g = e.op("Reshape", d * along_axis(e, call.given(1), 1, x.rank), split, allowzero=1)
     back = reshape_like(e, _centred(e, _back(e, g, z, s, [2]), [2]), x)
     return [back, _of_channels(e, call, d * reshape_like(e, z, x)), _of_channels(e, call, d)]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from onnx_lrp.adjoints.registry import linear, nonlinear
-from onnx_lrp.adjoints.shapes import cast_like, concat_ints, dim_of, ints, reshape_like, shape_of, size_of
+from onnx_lrp.adjoints.shapes import cast_like, concat_ints, dim_of, ints, merge_axes, reshape_like, shape_of, size_of
 from onnx_lrp.emit import Call, Emitter, Value
 
 
@@ -71,7 +71,7 @@ def _reduce_extreme(e: Emitter, call: Call, d: Value) -> Value:
 def _global_max(e: Emitter, call: Call, d: Value) -> Value:
     """The first of the largest elements takes all, as in MaxPool."""
     x = call.given(0)
-    flat = e.op("Reshape", x, ints(e, [0, 0, -1]))
+    flat = merge_axes(e, x, 2)
     winner = e.op("ArgMax", flat, axis=2, keepdims=1)
     length = e.op("Squeeze", dim_of(e, flat, 2), ints(e, [0]))
     places = e.op("Range", e.const(0, np.int64), length, e.const(1, np.int64))

@@ -69,6 +69,31 @@ def reshape_like(e: Emitter, value: Value, like: Value) -> Value:
     return e.op("Reshape", value, shape_of(e, like), shape=like.shape, allowzero=1)
 
 
+def span_of(e: Emitter, value: Value, begin: int, end: int | None = None) -> Value:
+    """Number of elements along the axes from begin up to end, as an int64 vector of one element."""
+    lengths = value.shape[begin:end]
+    if all(isinstance(d, int) for d in lengths):
+        return ints(e, [math.prod(d for d in lengths if isinstance(d, int))])
+    stop = value.rank if end is None else end
+    sizes = e.op("Shape", value, start=begin, end=stop, shape=(stop - begin,))
+    return e.op("ReduceProd", sizes, keepdims=1, shape=(1,))
+
+
+def merge_axes(e: Emitter, value: Value, begin: int, end: int | None = None) -> Value:
+    """The axes from begin up to end merged into one.
+
+    Their number is counted: Reshape's -1 cannot be worked out where another axis is empty.
+    """
+    stop = value.rank if end is None else end
+    merged = [span_of(e, value, begin, stop), *(dim_of(e, value, i) for i in range(stop, value.rank))]
+    known = [(e.ints(size) or [0])[0] for size in merged]
+    shape = (*value.shape[:begin], known[0] or None, *value.shape[stop:])
+    if all(known):  # a zero stands for the axis as it is
+        return e.op("Reshape", value, ints(e, [*[0] * begin, *known]), shape=shape)
+    sizes = concat_ints(e, [*(dim_of(e, value, i) for i in range(begin)), *merged])
+    return e.op("Reshape", value, sizes, shape=shape, allowzero=1)
+
+
 def expand_like(e: Emitter, value: Value, like: Value) -> Value:
     """Broadcast to the shape of another tensor where axes are still of length 1 (or missing)."""
     if value.rank == like.rank and all(
@@ -222,7 +247,7 @@ def scatter_axis(e: Emitter, cotangent: Value, indices: Value, axis: int, length
         stop = e.op("Squeeze", length, ints(e, [0]))
         places = e.op("Unsqueeze", e.op("Range", e.const(0, _INT), stop, e.const(1, _INT)), ints(e, [1]))
         hit = cast_like(e, e.op("Equal", places, indices), cotangent)
-        rows = e.op("Reshape", turned, concat_ints(e, [dim_of(e, turned, 0), [-1]]))
+        rows = merge_axes(e, turned, 1)
         summed = e.op("Reshape", hit @ rows, size, shape=shape)
     else:
         blank = e.op("ConstantOfShape", size, value=np.array([0], cotangent.dtype), shape=shape)

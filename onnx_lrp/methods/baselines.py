@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from onnx_lrp.adjoints.shapes import expand_like, ints, shape_of
-from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Emitter, Value
 from onnx_lrp.errors import InputError
+from onnx_lrp.target import Seed
 from onnx_lrp.view import View
 
 One = float | Literal["input"]
@@ -65,7 +65,7 @@ class Baselines:
         return e.op("Expand", fed_one, shape_of(e, x), shape=x.shape)
 
 
-def completeness_delta(e: Emitter, parts: Sequence[Value], z: Value, z0: Value, seed: Relevance) -> Value:
+def completeness_delta(e: Emitter, parts: Sequence[Value], z: Value, z0: Value, seed: Seed) -> Value:
     """How far contributions are from what they are to sum to, per sample (N,).
 
     Args:
@@ -75,9 +75,11 @@ def completeness_delta(e: Emitter, parts: Sequence[Value], z: Value, z0: Value, 
         z0: the same at the baseline.
         seed: what the walk began with: its weights make of z the score that is explained.
     """
-    total = functools.reduce(operator.add, (_per_sample(e, part) for part in parts))
-    return total - _per_sample(e, (z - z0) * seed.whole(e))
 
+    def per_sample(x: Value) -> Value:
+        if seed.single or z.rank == 0:  # there is one sample only, without an axis
+            return e.op("Reshape", e.op("ReduceSum", x, keepdims=0), ints(e, [1]))
+        return e.op("ReduceSum", x, ints(e, range(1, x.rank)), keepdims=0) if x.rank > 1 else x
 
-def _per_sample(e: Emitter, x: Value) -> Value:
-    return e.op("ReduceSum", x, ints(e, range(1, x.rank)), keepdims=0) if x.rank > 1 else x
+    total = functools.reduce(operator.add, map(per_sample, parts))
+    return total - per_sample((z - z0) * seed.relevance.whole(e))

@@ -67,7 +67,7 @@ class DeepLift:
 
         def delta(e: Emitter, found: Found, seed: Seed) -> dict[str, Value]:
             parts = [report(e, x, found) for x in reported]
-            return {"delta": completeness_delta(e, parts, explained, before[explained], seed.relevance)}
+            return {"delta": completeness_delta(e, parts, explained, before[explained], seed)}
 
         return Plan([Walk(step_for, list(reported))], report, extras=delta)
 

@@ -92,7 +92,7 @@ class IntegratedGradients:
             parts = [report(e, x, found) for x in reported]
             start = {x: baselines(e, x) for x in reported}
             before = replay(e, leading(v.calls, list(start), [explained]), start)[explained]
-            return {"delta": completeness_delta(e, parts, explained, before, seed.relevance)}
+            return {"delta": completeness_delta(e, parts, explained, before, seed)}
 
         run = Sweep(v, explained, list(reported), path, weights, self.chunk)
         return Plan([Walk(Gradient().step_for, list(reported), run)], report, extras=delta)

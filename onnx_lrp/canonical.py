@@ -37,6 +37,12 @@ def view(source: Source, *, fold_batchnorm: bool = True, portable: bool = False,
     """
     result = read_view(source, portable)
     result.kept = set(kept)
+    see(result, fold_batchnorm)
+    return result
+
+
+def see(v: View, fold_batchnorm: bool = True) -> None:
+    """Run the passes on a view, be it of a model or of a body inside it."""
     for run in (
         see_primitives,
         _see_through,
@@ -49,11 +55,10 @@ def view(source: Source, *, fold_batchnorm: bool = True, portable: bool = False,
         _constant_division,
         _batchnorm_as_affine,
     ):
-        run(result)
-    fold_affine(result, fold_batchnorm)
+        run(v)
+    fold_affine(v, fold_batchnorm)
     if fold_batchnorm:
-        fold_affine_right(result)
-    return result
+        fold_affine_right(v)
 
 
 def _see_through(v: View) -> None:
@@ -73,18 +78,13 @@ def _see_through(v: View) -> None:
         else:
             calls.append(call)
     v.calls = calls
-    for old, new in replaced.items():
-        v.alias[old.name] = new
-
-
-def _narrow(value: Value) -> bool:
-    """True for 16-bit floats, in which relevance would lose its stabilizer: it is computed in float32."""
-    return value.dtype.itemsize == 2 and value.dtype.kind in "fV" and value.dtype.name in ("float16", "bfloat16")
+    v.alias = {name: replaced.get(x, x) for name, x in v.alias.items()}
+    v.alias |= {old.name: new for old, new in replaced.items()}
 
 
 def _same_when_wide(a: Value, b: Value) -> bool:
     def wide(x: Value) -> np.dtype[Any]:
-        return np.dtype(np.float32) if _narrow(x) else x.dtype
+        return np.dtype(np.float32) if x.narrow else x.dtype
 
     return wide(a) == wide(b) and wide(a).kind == "f"
 
@@ -95,7 +95,7 @@ def _widen(v: View) -> None:
     replaced: dict[Value, Value] = {}
 
     def wide(x: Value | None) -> Value | None:
-        if x is None or not _narrow(x):
+        if x is None or not x.narrow:
             return x
         if x not in replaced:
             with e.scope(x.name, doc=f"float32 copy of {x.name}"):

@@ -21,16 +21,26 @@ import onnx_graphsurgeon as gs
 
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Facts, Shape, sign_of_array
-from onnx_lrp.inference import RANDOM, hashable, infer, merge, named, node_proto, rejected, static_lengths, type_proto
-from onnx_lrp.reference import evaluator
+from onnx_lrp.inference import (
+    RANDOM,
+    document,
+    evaluate,
+    hashable,
+    infer,
+    merge,
+    named,
+    rejected,
+    static_lengths,
+    type_proto,
+)
 from onnx_lrp.values import Array, Call, Operand, Value
 
 __all__ = ["Array", "Body", "Call", "Emitter", "Forward", "Operand", "Value"]
 
 _FOLD_LIMIT = 64  # elements; larger constants stay operators on the source's weights, which the runtime folds at load
 
-# A view operator: how to emit it, given (emitter, call with the new inputs).
-Forward = Callable[["Emitter", Call], Value]
+# A view operator, or one with bodies: how to emit it, given (emitter, call with the new inputs).
+Forward = Callable[["Emitter", Call], "Value | tuple[Value, ...]"]
 
 
 class Body:
@@ -147,7 +157,7 @@ class Emitter:
             inputs = [self.array(v) if v is not None else None for v in call.inputs]
             if any(a is None and v is not None for a, v in zip(inputs, call.inputs, strict=True)):
                 return None
-            for output, result in zip(call.outputs, self._evaluate(call, inputs), strict=False):
+            for output, result in zip(call.outputs, evaluate(call, inputs, self.opset), strict=False):
                 if output is not None:
                     self._arrays[output.name] = result
         return self._arrays.get(value.name)
@@ -165,22 +175,6 @@ class Emitter:
             return None
         short = math.prod(d for d in value.shape if isinstance(d, int)) <= _FOLD_LIMIT
         return self.array(value) if short else None
-
-    def _evaluate(self, call: Call, inputs: Sequence[Array | None]) -> list[Array]:
-        names = [f"i{k}" if a is not None else "" for k, a in enumerate(inputs)]
-        outputs = [f"o{k}" if v is not None else "" for k, v in enumerate(call.outputs)]
-        node = node_proto(call.op, names, outputs, call.attrs, call.domain)
-        infos = [
-            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-            for n, a in zip(names, inputs, strict=True)
-            if a is not None
-        ]
-        wanted = [onnx.helper.make_tensor_value_info(n, 0, None) for n in outputs if n]
-        graph = onnx.helper.make_graph([node], "constant", infos, wanted)
-        proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(call.domain, self.opset)])
-        results = evaluator(proto).run(None, {n: a for n, a in zip(names, inputs, strict=True) if n})
-        found = iter(results)
-        return [np.asarray(next(found)) if n else np.empty(0) for n in outputs]
 
     # ---- operators ---------------------------------------------------------------------------------------------
 
@@ -215,18 +209,36 @@ class Emitter:
         for body in self._bodies:
             if key in body.memo:
                 return body.memo[key]
-        name = self._unique(f"lrp/{self._site}/{label or kind}")
-        names = [name] if outputs == 1 else [self._unique(f"{name}:{i}") for i in range(outputs)]
-        facts = self._infer(kind, values, names, attrs)
-        if shape is not None:
-            facts = [replace(f, shape=shape) for f in facts]
-        call = Call(kind, values, (), attrs, self._site)
-        call.outputs = tuple(Value(self, n, f) for n, f in zip(names, facts, strict=True))
-        body = self._body_for(kind, values, all(f.const for f in facts))
+        call, name = self._typed(kind, values, outputs, label, attrs)
+        for v in call.outputs:
+            if v is not None and shape is not None:
+                v.facts = replace(v.facts, shape=shape)
+        body = self._body_for(kind, values, all(v is None or v.facts.const for v in call.outputs))
         results = self._fold(call) or self._append(call, name, body)
         if kind not in RANDOM:
             body.memo[key] = results
         return results
+
+    def repeated(
+        self, kind: str, inputs: Sequence[Value | None], outputs: int, attrs: dict[str, Any]
+    ) -> Sequence[Value]:
+        """A node of the source once more, in the body that is being filled, though an equal one may exist elsewhere.
+
+        So its outputs are its own: what is known of them holds there alone.
+        """
+        if kind not in RANDOM and all(v is None or v.facts.const for v in inputs):
+            return self.ops(kind, *inputs, outputs=outputs, **attrs)
+        return self._append(*self._typed(kind, inputs, outputs, "", attrs), self._bodies[-1])
+
+    def _typed(
+        self, kind: str, values: Sequence[Value | None], outputs: int, label: str, attrs: dict[str, Any]
+    ) -> tuple[Call, str]:
+        """A call that is not emitted yet, and the name of its node."""
+        name = self._unique(f"lrp/{self._site}/{label or kind}")
+        names = [name] if outputs == 1 else [self._unique(f"{name}:{i}") for i in range(outputs)]
+        facts = self._infer(kind, values, names, attrs)
+        made = tuple(Value(self, n, f) for n, f in zip(names, facts, strict=True))
+        return Call(kind, tuple(values), made, attrs, self._site), name
 
     def _append(self, call: Call, name: str, body: Body) -> tuple[Value, ...]:
         """A node at the end of a body."""
@@ -281,7 +293,7 @@ class Emitter:
         inputs = [self.array(v) for v in call.inputs]
         if any(a is None and v is not None for a, v in zip(inputs, call.inputs, strict=True)):
             return None
-        arrays = self._evaluate(call, inputs)
+        arrays = evaluate(call, inputs, self.opset)
         return tuple(self.const(a.astype(v.dtype, copy=False)) for a, v in zip(arrays, outputs, strict=True))
 
     def source_call(self, call: Call, names: Sequence[str], known: Sequence[Facts]) -> None:
@@ -292,15 +304,15 @@ class Emitter:
             names: output names; "" for one that is absent.
             known: facts from the model, one per output.
         """
+        plain = not call.domain and not any(isinstance(a, onnx.GraphProto) for a in call.attrs.values())
         try:
             inferred = (
-                self._infer(call.op, call.inputs, [n or "_" for n in names], call.attrs)
-                if not call.domain
-                else list(known)
+                self._infer(call.op, call.inputs, [n or "_" for n in names], call.attrs) if plain else list(known)
             )
         except (ModelError, onnx.defs.SchemaError, KeyError):
             inferred = list(known)
         const = bool(call.inputs) and all(v is None or v.facts.const for v in call.inputs) and call.op not in RANDOM
+        const = const and (plain or bool(call.domain))
         lengths = static_lengths(call.given(0), call.attrs) if call.op == "Shape" and not call.domain else None
         if lengths is not None:  # what is computed from known lengths is known
             const, self._arrays[names[0]] = True, np.array(lengths, np.int64)
@@ -331,7 +343,8 @@ class Emitter:
             return call
         repeated = replace(call, inputs=inputs)
         if call.op in self.forwards:
-            repeated.outputs = (self.forwards[call.op](self, repeated),)
+            made = self.forwards[call.op](self, repeated)
+            repeated.outputs = made if isinstance(made, tuple) else (made,)
         else:
             repeated.outputs = self.ops(
                 call.op, *inputs, outputs=len(call.outputs), label=f"{call.op}_again", **call.attrs
@@ -477,7 +490,7 @@ class Emitter:
         alive, wanted = _alive(self._bodies[0].graph.nodes, {v.name for v in outputs})
         pruned = gs.Graph(nodes=alive, opset=self.opset)
         proto: onnx.GraphProto = gs.export_onnx(pruned, do_type_check=False).graph
-        self._document(proto)
+        document(proto, self.docs)
         held = {t.name for t in proto.initializer}
         read_inside = (t for n, t in self._tensors.items() if isinstance(t, gs.Constant) and n in wanted - held)
         proto.initializer.extend(onnx.numpy_helper.from_array(np.asarray(t.values), t.name) for t in read_inside)
@@ -488,16 +501,6 @@ class Emitter:
                 if default is not None:
                     proto.initializer.append(onnx.numpy_helper.from_array(default, name))
         return proto
-
-    def _document(self, graph: onnx.GraphProto) -> None:
-        for node in graph.node:
-            doc, metadata = self.docs.get(node.name, ("", {}))
-            node.doc_string = doc
-            for key, text in metadata.items():
-                node.metadata_props.add(key=key, value=text)
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    self._document(attribute.g)
 
 
 def _alive(nodes: Sequence[gs.Node], wanted: set[str]) -> tuple[list[gs.Node], set[str]]:

@@ -1,4 +1,4 @@
-"""What ONNX's own type inference says of one operator, and how types and shapes are written in its protos."""
+"""What ONNX says of one operator: its type inference, its own evaluation, and how both are written in protos."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import onnx
 
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Facts, Shape, Sign, sign_of
-from onnx_lrp.values import Array, Value
+from onnx_lrp.reference import evaluator
+from onnx_lrp.values import Array, Call, Value
 
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -62,6 +63,35 @@ def infer(
         live = active and known.dtype.kind == "f"
         result.append(replace(known, const=const, active=live, sign=sign_of(kind, signs, attrs)))
     return result
+
+
+def evaluate(call: Call, inputs: Sequence[Array | None], opset: int) -> list[Array]:
+    """The outputs of an operator whose inputs are known; an empty array for one that nobody names."""
+    names = [f"i{k}" if a is not None else "" for k, a in enumerate(inputs)]
+    outputs = [f"o{k}" if v is not None else "" for k, v in enumerate(call.outputs)]
+    node = node_proto(call.op, names, outputs, call.attrs, call.domain)
+    infos = [
+        onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for n, a in zip(names, inputs, strict=True)
+        if a is not None
+    ]
+    wanted = [onnx.helper.make_tensor_value_info(n, 0, None) for n in outputs if n]
+    graph = onnx.helper.make_graph([node], "constant", infos, wanted)
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(call.domain, opset)])
+    results = evaluator(proto).run(None, {n: a for n, a in zip(names, inputs, strict=True) if n})
+    found = iter(results)
+    return [np.asarray(next(found)) if n else np.empty(0) for n in outputs]
+
+
+def document(graph: onnx.GraphProto, docs: Mapping[str, tuple[str, dict[str, str]]]) -> None:
+    """Give nodes their doc strings and metadata, those inside bodies too."""
+    for node in graph.node:
+        node.doc_string, metadata = docs.get(node.name, ("", {}))
+        for key, text in metadata.items():
+            node.metadata_props.add(key=key, value=text)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                document(attribute.g, docs)
 
 
 def rejected(kind: str, site: str, values: Sequence[Value | None], error: Exception) -> ModelError:

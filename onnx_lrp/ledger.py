@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import ModelError
 
 Accounts = Literal["none", "total", "node"]
+ACCOUNTS = ("bias", "stabilizer")
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,42 @@ class Ledger:
         self._e, self._mode, self._score = e, mode, score
         self._batch = score.shape[0]
         self._items: list[tuple[str, str, Value]] = []
+        self._pages: list[list[tuple[str, Value]]] = []
         self.entries: list[Entry] = []
         if mode != "none":
             e.book = self._book
 
     def _book(self, call: Call, account: str, share: Any) -> None:
-        value = None if self._e.inside else share()  # what is inside a Loop cannot be read outside
-        if value is not None:
-            self._items.append((call.site, account, self._per_sample(value, call)))
+        if self._e.inside and not self._pages:
+            return  # what is inside a Loop over versions cannot be read outside
+        value = share()
+        if value is None:
+            return
+        taken = self._per_sample(value, call)
+        if self._pages:
+            self._pages[-1].append((account, taken))
+        else:
+            self._items.append((call.site, account, taken))
+
+    @contextmanager
+    def page(self) -> Iterator[Callable[[], list[Value]]]:
+        """A page of its own for what is booked inside a body; yields what sums it up: (N,) for each of ``ACCOUNTS``.
+
+        Nothing where no accounts are kept. The sums are to leave the body, and to be booked outside.
+        """
+        page: list[tuple[str, Value]] = []
+        self._pages.append(page)
+        try:
+            yield lambda: [self._sum(page, account) for account in ACCOUNTS if self._mode != "none"]
+        finally:
+            self._pages.pop()
+
+    def _sum(self, items: Iterable[tuple[str, Value]], *accounts: str) -> Value:
+        total = self._score * 0.0
+        for account, value in items:
+            if account in accounts:
+                total = total + value
+        return total
 
     def flow(self, call: Call, out: Sequence[Relevance | None], shares: Iterable[Relevance | None]) -> None:
         """Note what came into a node and what left it."""
@@ -85,10 +115,7 @@ class Ledger:
         if self._mode == "none":
             return []
         with e.scope("ledger", doc="relevance absorbed by biases and stabilizers"):
-            total = self._score * 0.0
-            for _, account, value in self._items:
-                if account in ("bias", "stabilizer"):
-                    total = total + value
+            total = self._sum((item[1:] for item in self._items), *ACCOUNTS)
         result = [e.rename(total, "absorbed")]
         if self._mode == "node":
             for number, (site, account, value) in enumerate(self._items):

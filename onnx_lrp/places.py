@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.emit import Call, Value
+from onnx_lrp.subgraphs import weighted_nodes
 from onnx_lrp.view import WEIGHTED, complemented
 
 KINDS = ("linear", "bilinear", "pointwise", "nonlinear", "movement")
@@ -55,50 +58,85 @@ class Place:
 
 
 def _counts(call: Call) -> int:
-    """1 for a layer with constant weights, else 0."""
-    return int(call.op in WEIGHTED and len(call.active) == 1)
+    """1 for a layer with constant weights, or a body with such, else 0."""
+    return int((call.op in WEIGHTED and len(call.active) == 1) or weighted_nodes(call, WEIGHTED))
 
 
-def places(calls: Sequence[Call]) -> dict[int, Place]:
-    """Place of every call, by its id."""
-    maker = {o: c for c in calls for o in c.outputs if o is not None}
-    readers: dict[Value, list[Call]] = {}
-    for call in calls:
-        for i in call.active:
-            readers.setdefault(call.given(i), []).append(call)
-    above = {id(call): [maker[call.given(i)] for i in call.active if call.given(i) in maker] for call in calls}
-    below = {id(c): [r for o in c.outputs if o is not None for r in readers.get(o, [])] for c in calls}
-    depth, producers = _seen(calls, above)
-    height, consumers = _seen(calls[::-1], below)
-    return {id(c): Place(c, depth[id(c)], height[id(c)], producers[id(c)], consumers[id(c)]) for c in calls}
+@dataclass(frozen=True)
+class Beyond:
+    """What lies behind a tensor, looking from it in one direction.
+
+    Attributes:
+        layers: number of weighted layers.
+        operators: which operators come next, also through operators that only move elements.
+    """
+
+    layers: int = 0
+    operators: frozenset[str] = frozenset()
+
+    def __or__(self, other: Beyond) -> Beyond:
+        """What lies behind two tensors."""
+        return Beyond(max(self.layers, other.layers), self.operators | other.operators)
+
+    def through(self, call: Call) -> Beyond:
+        """What lies behind a call with this behind it."""
+        through = _keeps_elements(call.op) or complemented(call) is not None
+        behind = self.operators if through else frozenset()
+        return Beyond(self.layers + _counts(call), frozenset([call.op]) | behind)
 
 
-def _seen(
-    calls: Sequence[Call], neighbours: Mapping[int, Sequence[Call]]
-) -> tuple[dict[int, int], dict[int, frozenset[str]]]:
-    """Looking from every call in one direction: how many weighted layers lie there, and which operators come next."""
-    layers: dict[int, int] = {}
-    operators: dict[int, frozenset[str]] = {}
-    for call in calls:
-        near = neighbours[id(call)]
-        layers[id(call)] = max((layers[id(n)] + _counts(n) for n in near), default=0)
-        behind = (operators[id(n)] for n in near if _keeps_elements(n.op) or complemented(n) is not None)
-        operators[id(call)] = frozenset(n.op for n in near).union(*behind)
-    return layers, operators
+class Places:
+    """Where calls stand.
+
+    Args:
+        calls: the calls in topological order.
+        before: what lies before tensors that come in from outside, if these are the calls of a body.
+        after: what lies after tensors that go out.
+    """
+
+    def __init__(self, calls: Sequence[Call], before: Mapping[Value, Beyond], after: Mapping[Value, Beyond]):
+        self._before, self._after = dict(before), dict(after)
+        above: dict[Call, Beyond] = {}
+        for call in calls:
+            above[call] = _joined(self.before(call.given(i)) for i in call.active)
+            self._before |= dict.fromkeys(filter(None, call.outputs), above[call].through(call))
+        self._places: dict[Call, Place] = {}
+        for call in reversed(calls):
+            below = _joined(self.after(y) for y in call.outputs)
+            for i in call.active:
+                self._after[call.given(i)] = self.after(call.given(i)) | below.through(call)
+            here = above[call]
+            self._places[call] = Place(call, here.layers, below.layers, here.operators, below.operators)
+
+    def __getitem__(self, call: Call) -> Place:
+        """Where a call stands."""
+        return self._places[call]
+
+    def before(self, value: Value | None) -> Beyond:
+        """What lies before a tensor."""
+        return Beyond() if value is None else self._before.get(value, Beyond())
+
+    def after(self, value: Value | None) -> Beyond:
+        """What lies after a tensor."""
+        return Beyond() if value is None else self._after.get(value, Beyond())
+
+
+def _joined(parts: Iterable[Beyond]) -> Beyond:
+    return functools.reduce(operator.or_, parts, Beyond())
 
 
 def _keeps_elements(op: str) -> bool:
     """True for operators that move elements, or put them on a grid."""
-    operator = OPERATORS.get(op)
-    return operator is not None and operator.moves and operator.verb in ("linear", "pointwise")
+    known = OPERATORS.get(op)
+    return known is not None and known.moves and known.verb in ("linear", "pointwise")
 
 
 def kind_of(op: str) -> str:
     """What a rule book calls an operator: its verb, or movement for linear operators that only move elements."""
-    operator = OPERATORS.get(op)
-    if operator is None:
+    known = OPERATORS.get(op)
+    if known is None:
         return "unknown"
-    return "movement" if operator.moves and operator.verb == "linear" else operator.verb
+    return "movement" if known.moves and known.verb == "linear" else known.verb
 
 
 def as_list(value: Any) -> list[Any]:

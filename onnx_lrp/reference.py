@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,15 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_conv_transpose, op_layer_normalization, op_max_pool, op_resize, op_rms_normalization
+from onnx.reference.ops import (
+    op_conv_transpose,
+    op_layer_normalization,
+    op_loop,
+    op_max_pool,
+    op_resize,
+    op_rms_normalization,
+    op_scan,
+)
 
 from onnx_lrp.opsets import all_graphs
 from onnx_lrp.recurrent_reference import GRU, LSTM, RNN
@@ -259,6 +267,69 @@ def _along(scale: Array, x: Array, axis: int, block: int) -> Array:
     )
 
 
+class Loop(op_loop.Loop):
+    """Loop that puts its results together along a new axis: onnx's own joins them along the first they have."""
+
+    op_domain = ""
+
+    def _run(  # type: ignore[override]
+        self, trips: Array | None = None, go: Array | None = None, *states: Array, **options: Any
+    ) -> tuple[Array, ...]:
+        body: Any = getattr(self, "body")  # noqa: B009
+        outer, count = dict(options.get("context") or {}), len(states)
+        results: list[list[Array]] = [[] for _ in body.output_names[1 + count :]]
+        step = 0
+        while (trips is None or step < int(np.reshape(trips, ()))) and (go is None or bool(np.reshape(go, ()))):
+            given = [np.array(step, np.int64), np.array(True), *states]
+            go, *made = body.run(None, outer | dict(zip(body.input_names, given, strict=True)))
+            states = tuple(made[:count])
+            for so_far, result in zip(results, made[count:], strict=True):
+                so_far.append(result)
+            step += 1
+        return (*states, *_stacked(body, results, [0] * len(results), [0] * len(results)))
+
+
+class Scan(op_scan.Scan):
+    """Scan along any axis, in any direction: onnx's own goes forward along the first."""
+
+    op_domain = ""
+
+    def __init__(self, node: NodeProto, params: dict[str, Any]):
+        OpRun.__init__(self, node, params)  # onnx's own refuses here
+
+    def _run(self, *inputs: Array, num_scan_inputs: int, **options: Any) -> tuple[Array, ...]:  # type: ignore[override]
+        body: Any = getattr(self, "body")  # noqa: B009
+        outer, count = dict(options.get("context") or {}), len(inputs) - num_scan_inputs
+        outputs = len(body.output_names) - count
+        axes, back = (options.get(f"scan_input_{key}") or [0] * num_scan_inputs for key in ("axes", "directions"))
+        rows = [np.moveaxis(x, axis, 0) for x, axis in zip(inputs[count:], axes, strict=True)]
+        rows = [x[::-1] if turned else x for x, turned in zip(rows, back, strict=True)]
+        states: Sequence[Array] = inputs[:count]
+        results: list[list[Array]] = [[] for _ in range(outputs)]
+        for step in range(len(rows[0])):
+            given = [*states, *(x[step] for x in rows)]
+            made = body.run(None, outer | dict(zip(body.input_names, given, strict=True)))
+            states = made[:count]
+            for so_far, result in zip(results, made[count:], strict=True):
+                so_far.append(result)
+        axes, back = (options.get(f"scan_output_{key}") or [0] * outputs for key in ("axes", "directions"))
+        return (*states, *_stacked(body, results, axes, back))
+
+
+def _stacked(body: Any, results: Sequence[list[Array]], axes: Sequence[int], back: Sequence[int]) -> list[Array]:
+    """The results of all steps, each put together along its axis; of no step, as the model says they would be."""
+    found = []
+    infos = body.proto_.output[len(body.proto_.output) - len(results) :]
+    for info, rows, axis, turned in zip(infos, results, axes, back, strict=True):
+        if rows:
+            found.append(np.stack(rows[::-1] if turned else rows, axis))
+            continue
+        lengths = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        dtype = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        found.append(np.zeros((*lengths[:axis], 0, *lengths[axis:]), dtype))
+    return found
+
+
 _OPERATORS: list[type[OpRun]] = [
     DequantizeLinear,
     MaxUnpool,
@@ -277,6 +348,8 @@ _OPERATORS: list[type[OpRun]] = [
     GRU,
     LSTM,
     RNN,
+    Loop,
+    Scan,
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnx_lrp.emit import Call, Emitter, Value
@@ -26,6 +26,10 @@ class Replay:
     def __getitem__(self, value: Value) -> Value:
         """What stands for a tensor of the model."""
         return self.values.get(value, value)
+
+    def once(self, calls: Collection[Call]) -> list[Call]:
+        """What repeats some calls of the model, in order; equal calls have become one."""
+        return list({again.outputs: again for again, before in self.calls if before in calls}.values())
 
     def original(self, call: Call) -> Call:
         """The call of the model that a call repeats."""
@@ -74,6 +78,7 @@ def replay(
         ModelError: a call of a foreign domain, which cannot be repeated.
     """
     values = dict(changes)
+    known: set[Value] = set()
     pairs = []
     for call in calls:
         new = {i: values[x] for i, x in enumerate(call.inputs) if x is not None and x in values}
@@ -91,8 +96,10 @@ def replay(
             if before is None or after is None or before in changes:
                 continue
             shape = merge(after.facts.shape, _renamed(before.facts.shape, length))
-            after.facts = replace(after.facts, shape=shape, active=before.facts.active)
+            active = before.facts.active or (after in known and after.facts.active)  # equal tensors have become one
+            after.facts = replace(after.facts, shape=shape, active=active)
             values[before] = after
+            known.add(after)
     return Replay(values, pairs)
 
 

@@ -6,7 +6,7 @@ import functools
 import json
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,43 +14,22 @@ import numpy as np
 import onnx
 
 from onnx_lrp import model as models
-from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.adjoints.shapes import ints
-from onnx_lrp.backward import Relevance, Step, gradient, reverse
-from onnx_lrp.canonical import view
-from onnx_lrp.emit import Call, Emitter, Value
-from onnx_lrp.errors import InputError, ModelError, UnsupportedNode, UnsupportedOps
+from onnx_lrp.backward import Relevance, reverse
+from onnx_lrp.canonical import see, view
+from onnx_lrp.emit import Value
+from onnx_lrp.errors import InputError, ModelError
 from onnx_lrp.ledger import Accounts, Entry, Ledger
 from onnx_lrp.masks import Masks, conditions, mask_axes, mask_inputs
-from onnx_lrp.methods import Method, StepFor, find_method
+from onnx_lrp.methods import Method, find_method
+from onnx_lrp.methods.contract import Walk
 from onnx_lrp.model import ModelLike, Source
-from onnx_lrp.places import places
+from onnx_lrp.steps import Steps, Table
 from onnx_lrp.switch import EXPLAIN, behind_switch
 from onnx_lrp.target import STARTS, Start, Target, find_explained, is_single, no_class, seed
 from onnx_lrp.view import View, mark_active
 
 VERSION = "0.1.0"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the rule table: which node takes which rule, and why."""
-
-    node: str
-    op: str
-    rule: str
-    why: str
-
-
-class Table(list[Row]):
-    """The rule table; prints aligned."""
-
-    def __str__(self) -> str:
-        rows = [("node", "op", "rule", "why"), *((r.node, r.op, r.rule, r.why) for r in self)]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
-        )
 
 
 @dataclass
@@ -197,9 +176,14 @@ def rewrite_with_accounts(
     reported = {**_reported_inputs(v, inputs), **{name: ([v.value(name)], False) for name in layers}}
     wanted = {x: name for name, (values, _) in reported.items() for x in values}
     plan = chosen.plan(v, explained, wanted)
+    passes = functools.partial(see, fold_batchnorm=fold_batchnorm)
+
+    def steps_of(walk: Walk, keeper: Ledger | None) -> Steps:
+        return Steps(source, chosen.name, walk.step_for, allow_gradient, keeper, passes, chosen.start != "one")
+
     if explained.facts.shape is None:  # because of an operator that nobody sees through, which is the better error
         for walk in plan.walks:
-            _assign(source, mark_active(v, walk.wanted, explained), chosen.name, walk.step_for, allow_gradient)
+            steps_of(walk, None).assign(e, mark_active(v, walk.wanted, explained))
     if plan.score is None:
         first = seed(e, explained, target, begin, single=is_single(v, explained, head))
     elif output or start or target != "input":
@@ -216,7 +200,7 @@ def rewrite_with_accounts(
         if not any(x.facts.active for x in seeds):
             begun = " or ".join(f"'{v.name_of(x)}'" for x in seeds)
             raise InputError(f"{begun} does not depend on {', '.join(reported)}: there is nothing to explain")
-        steps, rows = _assign(source, calls, chosen.name, walk.step_for, allow_gradient)
+        step_for, rows = steps_of(walk, keeper).assign(e, calls)
         unmet -= {name for name in unmet if v.value(name).facts.active}
         known = set(table)
         table.extend(row for row in rows if row not in known)
@@ -225,7 +209,7 @@ def rewrite_with_accounts(
             raise InputError(f"masks= is for methods that walk through the model once, which {chosen.name} does not")
         if masked:
             run = functools.partial(reverse, conditions=conditions(masked, v.calls, calls, exclude_parallel))
-        found.append(run(e, calls, seeds, _scoped(steps, keeper), walk.wanted))
+        found.append(run(e, calls, seeds, step_for, walk.wanted))
     if unmet:
         raise InputError(
             f"masks= names {', '.join(sorted(unmet))}, which does not lie between {', '.join(reported)} "
@@ -302,59 +286,3 @@ def _embedded(v: View, ids: Value) -> list[Value]:
             if table.facts.const and table.dtype.kind == "f" and table.rank == 2:
                 rows.append(call.output)
     return rows
-
-
-def _assign(
-    source: Source, calls: Sequence[Call], method: str, step_for: StepFor, allow_gradient: bool
-) -> tuple[dict[int, tuple[Step, str]], Table]:
-    """A step for every call; all calls without one are listed in the error."""
-    where = places(calls)
-    steps: dict[int, tuple[Step, str]] = {}
-    table, missing = Table(), []
-    for call in calls:
-        place = where[id(call)]
-        if call.op not in OPERATORS or call.domain or call.refused:
-            missing.append(_unsupported(source, call, "no adjoint is registered for this operator"))
-            continue
-        found = step_for(place)
-        if found is None and allow_gradient and OPERATORS[call.op].adjoint is not None:
-            found = (gradient, "gradient", "no rule matches; allowed by allow_gradient")
-        if found is None:
-            missing.append(_unsupported(source, call, f"no entry of '{method}' matches it"))
-            continue
-        steps[id(call)] = found[:2]
-        table.append(Row(call.site, call.op, found[1], found[2] + (f"; {call.note}" if call.note else "")))
-    if missing:
-        raise UnsupportedOps(missing)
-    return steps, table
-
-
-def _scoped(steps: Mapping[int, tuple[Step, str]], keeper: Ledger) -> Callable[[Call], Step]:
-    """The step of a call, emitting under the call's name, and booked in the ledger."""
-
-    def step_for(call: Call) -> Step:
-        step, rule = steps[id(call)]
-
-        def run(e: Emitter, call: Call, out: Sequence[Relevance | None]) -> Sequence[Relevance | None]:
-            with e.scope(
-                call.site, rule, f"{rule} rule for {call.op} {call.site}" + (f" ({call.note})" if call.note else "")
-            ):
-                shares = step(e, call, out)
-                keeper.flow(call, out, shares)
-            return shares
-
-        return run
-
-    return step_for
-
-
-def _unsupported(source: Source, call: Call, reason: str) -> UnsupportedNode:
-    version = next((o.version for o in source.skeleton.opset_import if o.domain == call.domain), source.opset)
-    hint = "add an entry for it to a rule book, or allow the gradient there with allow_gradient=True"
-    if call.refused is not None:
-        reason, hint = call.refused
-    elif call.domain == "com.microsoft":
-        hint = "use the model as it was before ONNX Runtime's optimisation, and quantise to QDQ format"
-    elif call.domain or call.op not in OPERATORS:
-        hint = "explain a tensor before it with output=, or export the model without it"
-    return UnsupportedNode(call.site, f"{call.domain}.{call.op}" if call.domain else call.op, version, reason, hint)

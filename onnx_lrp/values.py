@@ -41,7 +41,8 @@ class Value:
         """Shape; ModelError where not even the rank is known."""
         if self.facts.shape is None:
             raise ModelError(
-                f"the rank of tensor '{self.name}' is unknown; run onnx.shape_inference or export with static ranks"
+                f"the rank of tensor '{self.name}' is unknown (perhaps the branches of an If differ in it); give the "
+                "model's inputs fixed lengths, run onnx.shape_inference, or export with static ranks"
             )
         return self.facts.shape
 
@@ -54,6 +55,11 @@ class Value:
     def static(self) -> bool:
         """True if every axis has a known length."""
         return self.facts.shape is not None and all(isinstance(d, int) for d in self.facts.shape)
+
+    @property
+    def narrow(self) -> bool:
+        """True for 16-bit floats, in which relevance would lose its stabilizer: it is computed in float32."""
+        return self.dtype.itemsize == 2 and self.dtype.name in ("float16", "bfloat16")
 
     @property
     def nonnegative(self) -> bool:

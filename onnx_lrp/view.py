@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -13,9 +14,21 @@ import onnx
 from onnx_lrp.adjoints import OPERATORS, Operator
 from onnx_lrp.bodies import in_known_operators
 from onnx_lrp.emit import Call, Emitter, Value
-from onnx_lrp.errors import InputError
+from onnx_lrp.errors import InputError, ModelError
 from onnx_lrp.facts import Facts, Shape, sign_of_array
-from onnx_lrp.model import Source, array_of, attributes_of, inferred_graph
+from onnx_lrp.inference import merge, named
+from onnx_lrp.model import Source, array_of, inferred_graph
+from onnx_lrp.subgraphs import (
+    BODIES,
+    again,
+    is_control,
+    known_lengths,
+    literal,
+    read_node,
+    see_branch,
+    state_facts,
+    taken_branch,
+)
 
 # Layers whose weights a rule modifies, and which rule books count as layers.
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -92,9 +105,23 @@ def mark_active(v: View, wanted: Collection[Value], *explained: Value) -> list[C
     for value in v.e.values.values():
         if value.facts.active:
             value.facts = replace(value.facts, active=False)
+    return activate(v.calls, wanted, explained)
+
+
+def activate(calls: Sequence[Call], wanted: Collection[Value], ends: Collection[Value]) -> list[Call]:
+    """Mark what carries influence from the wanted values to the ends, and leave other marks; the calls between them."""
+    reached, forward = reach(calls, wanted)
+    needed, chain = lead(forward, reached, ends)
+    for value in needed & reached:
+        value.facts = replace(value.facts, active=True)
+    return chain
+
+
+def reach(calls: Sequence[Call], wanted: Collection[Value]) -> tuple[set[Value], list[Call]]:
+    """What the wanted values have influence on, and the calls that it goes through."""
     reached = set(wanted)
     forward = []
-    for call in v.calls:
+    for call in calls:
         operator = OPERATORS.get(call.op) if not call.domain else None
         if operator is not None and operator.verb == "barrier":
             continue
@@ -103,15 +130,18 @@ def mark_active(v: View, wanted: Collection[Value], *explained: Value) -> list[C
             reached.update(outputs)
             if outputs:
                 forward.append(call)
-    needed = set(explained)
+    return reached, forward
+
+
+def lead(forward: Sequence[Call], reached: Collection[Value], ends: Collection[Value]) -> tuple[set[Value], list[Call]]:
+    """Which of the values reached lead to the ends (and these themselves), and the calls that they go through."""
+    needed = set(ends)
     chain = []
     for call in reversed(forward):
         if any(o in needed for o in call.outputs):
             chain.append(call)
-            needed.update(x for x in call.inputs if x in reached)
-    for value in needed & reached:
-        value.facts = replace(value.facts, active=True)
-    return chain[::-1]
+            needed.update(x for x in call.inputs if x is not None and x in reached)
+    return needed, chain[::-1]
 
 
 def _hidden(call: Call, operator: Operator | None, output: Value) -> bool:
@@ -129,12 +159,9 @@ def _hidden(call: Call, operator: Operator | None, output: Value) -> bool:
 def read_view(source: Source, portable: bool) -> View:
     """The view of a model before any pass: one call per node, constants declared."""
     graph = inferred_graph(source)
-    reserved = (
-        [n.name for n in graph.node] + [o for n in graph.node for o in n.output if o] + [i.name for i in graph.input]
-    )
-    reserved += [t.name for t in graph.initializer]
-    e = Emitter(source.opset, reserved, portable=portable)
+    e = Emitter(source.opset, list(_names(graph)), portable=portable)
     e.forwards = {name: operator.forward for name, operator in OPERATORS.items() if operator.forward}
+    e.forwards |= dict.fromkeys(BODIES, again)
     inputs: dict[str, Value] = {}
     for tensor in source.weights.values():
         _declare_constant(e, tensor)
@@ -150,21 +177,59 @@ def read_view(source: Source, portable: bool) -> View:
     known = {info.name: _facts(info) for info in (*graph.value_info, *graph.output)}
     calls = []
     for node in graph.node:
-        call = _call(e, node)
+        call = read_node(node, e.values, node.name)
         if call.op == "Constant" and not call.domain:
-            _declare_literal(e, node)
+            array = literal(node)
+            e.declare(node.output[0], Facts(array.dtype, array.shape, const=True, sign=sign_of_array(array)), array)
             continue
         nothing = Facts(np.dtype(np.float32), None)
         e.source_call(call, node.output, [known.get(n, nothing) for n in node.output])
-        calls.extend(in_known_operators(e, call))
+        lengths = known_lengths(e, call)
+        if lengths is not None:
+            call.output.facts = replace(call.output.facts, const=True)
+            e.lazy[call.output.name] = partial(np.asarray, lengths)
+        _note_states(e, call)
+        branch = taken_branch(e, call)
+        calls.extend(in_known_operators(e, call) if branch is None else _branch_taken(e, call, branch))
     return View(e, calls, inputs, [o.name for o in graph.output])
 
 
-def _call(e: Emitter, node: onnx.NodeProto) -> Call:
-    inputs = tuple(e.values.get(name) if name else None for name in node.input)
-    return Call(
-        node.op_type, inputs, (), attributes_of(node), node.name, "" if node.domain == "ai.onnx" else node.domain
-    )
+def _note_states(e: Emitter, call: Call) -> None:
+    """Shapes of a Loop's final states, of which ONNX's inference says nothing at all."""
+    if not is_control(call) or call.op != "Loop" or all(y is None or y.facts.shape is not None for y in call.outputs):
+        return
+    try:
+        facts = state_facts(e, call)
+    except ModelError:  # what cannot be emitted again cannot be explained either; then that is said where it matters
+        return
+    for y, known in zip(call.outputs, facts, strict=False):
+        if y is not None and y.facts.shape is None:
+            y.facts = replace(y.facts, shape=named(known.shape, y.name))
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    """All names in a graph, those inside bodies among them."""
+    yield from (i.name for i in (*graph.input, *graph.initializer))
+    for node in graph.node:
+        yield from (node.name, *filter(None, node.output))
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _names(attribute.g)
+
+
+def _branch_taken(e: Emitter, call: Call, branch: str) -> list[Call]:
+    """An If whose condition is known: the calls of that branch, whose results are what the If makes."""
+    calls, results = see_branch(e, call, branch)
+    for own, result in zip(call.outputs, results, strict=True):
+        if own is None:
+            continue
+        own.facts = replace(result.facts, dtype=own.dtype, shape=merge(result.facts.shape, own.facts.shape))
+        kind = int(onnx.helper.np_dtype_to_tensor_dtype(own.dtype))
+        op, attrs = ("Identity", {}) if own.dtype == result.dtype else ("Cast", {"to": kind})
+        end = Call(op, (result,), (own,), attrs, call.site, note=f"{branch} of {call.op}, whose condition is known")
+        e.producers[own.name] = end
+        calls.append(end)
+    return calls
 
 
 def _declare_constant(e: Emitter, tensor: onnx.TensorProto) -> None:
@@ -177,16 +242,6 @@ def _declare_constant(e: Emitter, tensor: onnx.TensorProto) -> None:
         array = e.array(value)
         assert array is not None
         value.facts = replace(value.facts, sign=sign_of_array(array))
-
-
-def _declare_literal(e: Emitter, node: onnx.NodeProto) -> None:
-    attribute = node.attribute[0]
-    value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, onnx.TensorProto):
-        array = array_of(value)
-    else:
-        array = np.array(value, dtype={"f": np.float32, "i": np.int64}.get(attribute.name[6:7]))
-    e.declare(node.output[0], Facts(array.dtype, array.shape, const=True, sign=sign_of_array(array)), array)
 
 
 def _facts(info: onnx.ValueInfoProto, name_axes: bool = False) -> Facts:

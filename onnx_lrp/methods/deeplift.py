@@ -11,6 +11,7 @@ from onnx_lrp.adjoints.shapes import expand_like, reduce_like, zeros_like
 from onnx_lrp.backward import Relevance, Step, gradient
 from onnx_lrp.bodies import expand, has_body
 from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import ModelError
 from onnx_lrp.methods.baselines import Baseline, Baselines, completeness_delta
 from onnx_lrp.methods.contract import Found, Plan, Walk
 from onnx_lrp.methods.integrated import nodes
@@ -60,6 +61,11 @@ class DeepLift:
             operator = OPERATORS.get(place.call.op)
             if operator is None or operator.adjoint is None or place.call.domain:
                 return None
+            if place.call not in twins:
+                raise ModelError(
+                    f"node '{place.call.site}' ({place.call.op}) stands inside an If, Loop or Scan, which {self.name} "
+                    "does not go through; choose integrated_gradients"
+                )
             return _step(place.call, twins[place.call])
 
         def report(e: Emitter, x: Value, found: Found) -> Value:

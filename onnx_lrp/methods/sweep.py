@@ -18,6 +18,7 @@ from onnx_lrp.emit import Array, Call, Emitter, Value
 from onnx_lrp.errors import InputError
 from onnx_lrp.facts import Dim, Facts, Sign
 from onnx_lrp.replay import leading, replay
+from onnx_lrp.subgraphs import is_control
 from onnx_lrp.view import View
 
 _INT = np.dtype(np.int64)
@@ -73,7 +74,7 @@ class Sweep:
             for x in self.moved:
                 changes[x].facts = _live(changes[x].facts)
             copy = replay(e, chain, changes, fold.length)
-            active = [twin for twin, call in copy.calls if call in calls]
+            active = copy.once(calls)
             begin = {copy[y]: Relevance(fold.repeated(e, r, numbers)) for y, r in start.items()}
             found = reverse(e, active, begin, lambda call: step_for(copy.original(call)), [copy[x] for x in wanted])
             body.output(again)
@@ -188,6 +189,8 @@ def _common_batch(v: View, chain: Sequence[Call], moved: Sequence[Value], others
 
     Several versions fit in one batch only where nothing depends on how long it is but through these tensors.
     """
+    if any(is_control(call) for call in chain):
+        return None  # which way it goes may depend on every version in the batch
     names = {x.shape[0] if x.shape else None for x in (*moved, *others)}
     name = names.pop()
     if names or not isinstance(name, str):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -267,10 +268,12 @@ def enter(e: Emitter, call: Call, key: str, given: Sequence[Value], see: See) ->
         given: the body's inputs.
         see: the canonical passes.
     """
+    older = len(e.values)
     calls, names = lay_out(e, call, key, given)
     v = View(e, calls, {}, [o.name for o in call.attrs[key].output], alias=names)
-    see(v)
-    for value in {y for c in v.calls for y in c.outputs if y is not None} | set(given):
+    with e.staying():
+        see(v)
+    for value in (*given, *islice(e.values.values(), older, None)):
         value.facts = replace(value.facts, active=False)
     results = [v.value(name) for name in v.outputs]
     begin = states_of(call) if call.op != "If" else []

@@ -97,6 +97,7 @@ class Emitter:
         self._tensors: dict[str, gs.Tensor] = {}
         self._captured: dict[str, gs.Tensor] = {}  # constants as bodies read them
         self._names: set[str] = set(reserved)
+        self._staying = False
         self._site, self._rule, self._doc = "model", "", ""
 
     # ---- values ------------------------------------------------------------------------------------------------
@@ -206,14 +207,17 @@ class Emitter:
             tuple(v.name if v else "" for v in values),
             tuple((k, hashable(attrs[k])) for k in sorted(attrs)),
         )
-        for body in self._bodies:
+        stays = self._staying and not all(v is None or v.facts.const for v in values)
+        for body in self._bodies[-1:] if stays else self._bodies:
             if key in body.memo:
                 return body.memo[key]
         call, name = self._typed(kind, values, outputs, label, attrs)
         for v in call.outputs:
             if v is not None and shape is not None:
                 v.facts = replace(v.facts, shape=shape)
-        body = self._body_for(kind, values, all(v is None or v.facts.const for v in call.outputs))
+        body = self._bodies[-1]
+        if not stays:
+            body = self._body_for(kind, values, all(v is None or v.facts.const for v in call.outputs))
         results = self._fold(call) or self._append(call, name, body)
         if kind not in RANDOM:
             body.memo[key] = results
@@ -367,6 +371,18 @@ class Emitter:
             yield made
         finally:
             self._bodies.pop()
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Inside the block nothing but constants is emitted before the body, or found there: as the walk sees a body.
+
+        So what is known of its tensors, and which calls make them, is a matter of that body alone.
+        """
+        saved, self._staying = self._staying, True
+        try:
+            yield
+        finally:
+            self._staying = saved
 
     @property
     def inside(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.backward import Relevance, Step, gradient
@@ -73,8 +72,8 @@ class Steps:
         Raises:
             UnsupportedOps: some calls have no step; all of them are listed.
         """
-        table, missing = Table(), list[UnsupportedNode]()
-        step_for = self._assign(e, calls, {}, {}, table, missing)
+        table = Table()
+        step_for, missing = self._assign(e, calls, {}, {}, table)
         if missing:
             raise UnsupportedOps(missing)
         return step_for, table
@@ -85,20 +84,23 @@ class Steps:
         calls: Sequence[Call],
         before: Mapping[Value, Beyond],
         after: Mapping[Value, Beyond],
-        table: Table,
-        missing: list[UnsupportedNode],
-    ) -> Callable[[Call], Step]:
-        """Steps for calls, with that before and after them; those that have none are added to the missing ones."""
+        table: Table | None = None,
+    ) -> tuple[Callable[[Call], Step], list[UnsupportedNode]]:
+        """Steps for calls, with that before and after them, and the calls that have none.
+
+        With a table to be filled, those inside bodies are looked up as well.
+        """
         where = Places(calls, before, after)
         steps: dict[Call, tuple[Step, str]] = {}
+        missing: list[UnsupportedNode] = []
+        rows = Table() if table is None else table
         for call in calls:
             if is_control(call):
-                within = partial(self._assign, table=Table(), missing=[])
                 around = Around([where.before(x) for x in call.inputs], [where.after(y) for y in call.outputs])
-                steps[call] = (Inside(around, within, self._page, self._see, self._conserves), "inside")
-                table.append(Row(call.site, call.op, "inside", "the walk goes through its bodies"))
-                for inside, first, last in bodies_of(e, call, around, self._see):
-                    self._assign(e, inside, first, last, table, missing)
+                steps[call] = (Inside(around, self._within, self._page, self._see, self._conserves), "inside")
+                rows.append(Row(call.site, call.op, "inside", "the walk goes through its bodies"))
+                for inside, first, last in bodies_of(e, call, around, self._see) if table is not None else ():
+                    missing += self._assign(e, inside, first, last, table)[1]
                 continue
             if call.op not in OPERATORS or call.domain or call.refused:
                 missing.append(_unsupported(self._source, call, "no adjoint is registered for this operator"))
@@ -110,8 +112,14 @@ class Steps:
                 missing.append(_unsupported(self._source, call, f"no entry of '{self._method}' matches it"))
                 continue
             steps[call] = found[:2]
-            table.append(Row(call.site, call.op, found[1], found[2] + (f"; {call.note}" if call.note else "")))
-        return lambda call: self._scoped(*steps[call])
+            rows.append(Row(call.site, call.op, found[1], found[2] + (f"; {call.note}" if call.note else "")))
+        return lambda call: self._scoped(*steps[call]), missing
+
+    def _within(
+        self, e: Emitter, calls: Sequence[Call], before: Mapping[Value, Beyond], after: Mapping[Value, Beyond]
+    ) -> Callable[[Call], Step]:
+        """Steps for the calls of a body that is walked through: it was looked at before, and nothing is missing."""
+        return self._assign(e, calls, before, after)[0]
 
     def _page(self) -> AbstractContextManager[Callable[[], list[Value]]]:
         """A page of the ledger for what is booked inside a body."""

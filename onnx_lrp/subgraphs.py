@@ -166,7 +166,7 @@ def lay_out(e: Emitter, call: Call, key: str, given: Sequence[Value]) -> tuple[l
             names[node.output[0]] = _constant(e, literal(node), site)
             continue
         inner = read_node(node, names, site)
-        with e.scope(site, doc=f"{inner.op} of {call.op} {call.site} once more"):
+        with e.scope(site, doc=f"{inner.op} of {call.op} {call.site} once more"), e.staying():
             made = _emitted(e, inner, len(node.output))
         calls.extend(made)
         names |= {name: v for name, v in zip(node.output, inner.outputs, strict=False) if name and v is not None}

@@ -218,8 +218,8 @@ def test_rule_table_lists_what_is_inside():
     assert rows["MatMul_0"].startswith("flat")
     assert rows["If_0"] == "inside"
     assert rows["If_0/then_branch/If_1"] == "inside"
-    assert rows["If_0/then_branch/MatMul_0"].startswith("epsilon")  # it is the first in its body, not in the net
-    assert "If_0/then_branch/If_1/then_branch/Mul_1" in rows
+    assert rows["If_0/then_branch/MatMul_1"].startswith("epsilon")  # it is the first in its body, not in the net
+    assert "If_0/then_branch/If_1/then_branch/Mul_0" in rows
 
 
 def test_first_layer_inside_a_body():
@@ -240,7 +240,7 @@ def test_layer_that_reads_a_state_is_not_the_first():
     """
     )
     rows = onnx_lrp.rewrite(network("double[N,3] x, double[3,3] w => double[N,3] h", body), "epsilon_plus_flat").table
-    assert {row.node: row.rule.split("(")[0] for row in rows} == {"Loop_0": "inside", "Loop_0/body/MatMul_1": "epsilon"}
+    assert {row.node: row.rule.split("(")[0] for row in rows} == {"Loop_0": "inside", "Loop_0/body/MatMul_0": "epsilon"}
 
 
 def test_what_has_no_rule_inside_is_listed():
@@ -252,10 +252,41 @@ def test_what_has_no_rule_inside_is_listed():
         "Relu_0",
         "Concat_0",
         "If_0/then_branch/If_1/then_branch/Sigmoid_0",
-        "If_0/then_branch/If_1/else_branch/Add_2",
+        "If_0/then_branch/If_1/else_branch/Add_0",
         "If_0/else_branch/Sub_0",
-        "If_0/else_branch/Tanh_2",
+        "If_0/else_branch/Tanh_0",
     }
+
+
+SHARED = """
+    r = RotaryEmbedding(x, cos, sin)
+    trips = Constant <value = int64 {3}> ()
+    h = Loop (trips, , xh) <
+        body = step (int64 i, bool c, double[N,2,3,4] s) => (bool c1, double[N,2,3,4] s1) {
+            c1 = Identity(c)
+            r1 = RotaryEmbedding(x, cos, sin)
+            r2 = RotaryEmbedding(x, cos, sin)
+            t = Mul(r1, r2)
+            s1 = Mul(s, t)
+        }
+    >
+    y = Mul(h, r)
+"""
+
+
+def test_bodies_of_operators_inside_bodies():
+    """Equal expressions outside, inside, and twice inside: each is walked through where it stands."""
+    signature = """
+        double[N,2,3,4] x, double[N,2,3,4] xh, double[N,3,2] xcos, double[N,3,2] xsin => double[N,2,3,4] y
+    """
+    proto = network(signature, SHARED.replace("cos", "xcos").replace("sin", "xsin"), opset=23)
+    rng = np.random.default_rng(2)
+    shapes = {"x": (2, 2, 3, 4), "xh": (2, 2, 3, 4), "xcos": (2, 3, 2), "xsin": (2, 3, 2), "start": (2, 2, 3, 4)}
+    feeds = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    flat = unrolled(proto, {name: x for name, x in feeds.items() if name != "start"})
+    found, expected = (run_double(onnx_lrp.rewrite(m, "gradient", start="input").model, feeds) for m in (proto, flat))
+    for name in ("x", "xh", "xcos", "xsin"):
+        assert close(found[f"relevance/{name}"], expected[f"relevance/{name}"], EXACT), name
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -320,6 +351,44 @@ def test_refused(signature, body, message):
         proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     with pytest.raises((ModelError, UnsupportedOps), match=message):
         onnx_lrp.rewrite(proto, "gradient", output="y")
+
+
+SQUEEZED = """
+    h = MatMul(x, w)
+    one = Constant <value = int64 {1}> ()
+    axis = Constant <value = int64[1] {1}> ()
+    s = Shape(h)
+    n = Gather(s, one)
+    c = Equal(n, one)
+    y = If (c) <
+        then_branch = then () => (double[N,4] a) { a = Squeeze(h, axis) },
+        else_branch = otherwise () => (double[N,K,4] a) { a = Identity(h) }
+    >
+    z = MatMul(y, v)
+"""
+
+
+def test_ranks_that_depend_on_open_lengths():
+    """As torch's exporter leaves a squeeze: explained where the length is fixed, else with a hint to fix it."""
+    signature = "double[N,K,3] x, double[3,4] w, double[4,2] v => double[N,2] z"
+    with pytest.raises(
+        ModelError, match=r"rank of tensor 'y' is unknown \(perhaps the branches of an If differ.*fixed"
+    ):
+        onnx_lrp.rewrite(network(signature, SQUEEZED), "epsilon")
+    fixed = network(signature.replace("K", "1"), SQUEEZED.replace("K", "1"))
+    explained = onnx_lrp.rewrite(fixed, "gradient", target=1)
+    assert not [row for row in explained.table if row.op == "If"]
+    x = np.random.default_rng(3).standard_normal((2, 1, 3))
+    weights = {t.name: numpy_helper.to_array(t) for t in fixed.graph.initializer}
+    expected = np.broadcast_to((weights["w"] @ weights["v"])[:, 1], x.shape)
+    for run in (run_double, run_onnxruntime):
+        assert close(run(explained.model, {"x": x})["relevance/x"], expected, EXACT)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_same_bytes_twice(case):
+    first, second = (explain(case.model, case, "zplus").model.SerializeToString(deterministic=True) for _ in range(2))
+    assert first == second
 
 
 # ---- exporters and ONNX's own cases ----------------------------------------------------------------------------------

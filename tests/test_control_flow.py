@@ -262,7 +262,7 @@ SHARED = """
     r = RotaryEmbedding(x, cos, sin)
     trips = Constant <value = int64 {3}> ()
     h = Loop (trips, , xh) <
-        body = step (int64 i, bool c, double[N,2,3,4] s) => (bool c1, double[N,2,3,4] s1) {
+        body = step (int64 i, bool c, float[N,2,3,4] s) => (bool c1, float[N,2,3,4] s1) {
             c1 = Identity(c)
             r1 = RotaryEmbedding(x, cos, sin)
             r2 = RotaryEmbedding(x, cos, sin)
@@ -277,12 +277,12 @@ SHARED = """
 def test_bodies_of_operators_inside_bodies():
     """Equal expressions outside, inside, and twice inside: each is walked through where it stands."""
     signature = """
-        double[N,2,3,4] x, double[N,2,3,4] xh, double[N,3,2] xcos, double[N,3,2] xsin => double[N,2,3,4] y
+        float[N,2,3,4] x, float[N,2,3,4] xh, float[N,3,2] xcos, float[N,3,2] xsin => float[N,2,3,4] y
     """
     proto = network(signature, SHARED.replace("cos", "xcos").replace("sin", "xsin"), opset=23)
     rng = np.random.default_rng(2)
     shapes = {"x": (2, 2, 3, 4), "xh": (2, 2, 3, 4), "xcos": (2, 3, 2), "xsin": (2, 3, 2), "start": (2, 2, 3, 4)}
-    feeds = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     flat = unrolled(proto, {name: x for name, x in feeds.items() if name != "start"})
     found, expected = (run_double(onnx_lrp.rewrite(m, "gradient", start="input").model, feeds) for m in (proto, flat))
     for name in ("x", "xh", "xcos", "xsin"):

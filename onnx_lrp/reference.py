@@ -166,6 +166,18 @@ class GlobalLpPool(OpRun):
         return ((np.abs(x) ** p).sum(tuple(range(2, x.ndim)), keepdims=True) ** (1 / p),)
 
 
+class LRN(OpRun):
+    """LRN over all channels, in any number of dimensions: onnx's own fills as many channels as there are samples."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, alpha: float, beta: float, bias: float, size: int) -> tuple[Array]:
+        before, channels = (size - 1) // 2, x.shape[1]
+        padded = np.pad(x**2, [(0, 0), (before, size - 1 - before)] + [(0, 0)] * (x.ndim - 2))
+        squares = sum(padded[:, k : k + channels] for k in range(size))
+        return ((x / (bias + alpha / size * squares) ** beta).astype(x.dtype),)
+
+
 class LpNormalization(OpRun):
     """LpNormalization by absolute values: onnx's own sums the numbers as they are."""
 
@@ -343,6 +355,7 @@ _OPERATORS: list[type[OpRun]] = [
     GatherElements,
     GlobalLpPool,
     LpNormalization,
+    LRN,
     GridSample,
     Resize,
     GRU,

@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,6 +25,7 @@ from onnx import external_data_helper, shape_inference
 from onnx_lrp.errors import InputError, ModelError, one_line
 from onnx_lrp.opsets import inlined, name_nodes, opset_of, to_working_opset
 
+Shapes: TypeAlias = "Mapping[str, Sequence[int | None]]"
 ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | gs.Graph"
 
 _NEWEST_OPSET = 26  # the newest that ONNX Runtime 1.31 loads
@@ -60,16 +61,18 @@ class Source:
         return opset_of(self.skeleton)
 
 
-def load(model: ModelLike) -> Source:
+def load(model: ModelLike, shapes: Shapes | None = None) -> Source:
     """Read a model, bring it to the working opset and set its weights aside.
 
     Args:
         model: path of an .onnx file, its bytes, a ModelProto, or an onnx_graphsurgeon Graph. Never modified.
+        shapes: lengths of inputs to take as fixed, by name; None for an axis that stays as it is.
 
     Returns:
         The source.
 
     Raises:
+        InputError: shapes that are none of the model's.
         ModelError: unreadable, invalid, weights missing, external data outside the model's folder, opset too new.
     """
     proto, name, folder, digest = _read(model)
@@ -92,9 +95,28 @@ def load(model: ModelLike) -> Source:
     skeleton, weights = _split(proto)
     skeleton = to_working_opset(inlined(skeleton, name), name)
     name_nodes(skeleton.graph)
+    _fix_lengths(skeleton.graph, shapes or {}, {i.name for i in skeleton.graph.input} - weights.keys())
     _check(skeleton, name)
     defaults = {t.name for t in skeleton.graph.initializer} & {i.name for i in skeleton.graph.input}
     return Source(skeleton, weights, digest, name, folder, proto, defaults)
+
+
+def _fix_lengths(graph: onnx.GraphProto, shapes: Shapes, inputs: Collection[str]) -> None:
+    """Write the lengths of axes into the inputs."""
+    for name, lengths in shapes.items():
+        if name not in inputs:
+            raise InputError(f"shapes: the model has no input '{name}'; inputs are {', '.join(sorted(inputs))}")
+        tensor = next(i for i in graph.input if i.name == name).type.tensor_type
+        axes = list(tensor.shape.dim)
+        given = tuple("?" if n is None else n for n in lengths)
+        if len(axes) != len(given) or any(
+            n != "?" and d.HasField("dim_value") and d.dim_value != n for d, n in zip(axes, given, strict=True)
+        ):
+            own = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in axes)
+            raise InputError(f"shapes: input '{name}' is of shape {own}, which cannot be {given}")
+        for axis, length in zip(axes, lengths, strict=True):
+            if length is not None:
+                axis.dim_value = length
 
 
 def _import_once(proto: onnx.ModelProto) -> None:

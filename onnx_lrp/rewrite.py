@@ -23,7 +23,7 @@ from onnx_lrp.ledger import Accounts, Entry, Ledger
 from onnx_lrp.masks import Masks, conditions, mask_axes, mask_inputs
 from onnx_lrp.methods import Method, find_method
 from onnx_lrp.methods.contract import Walk
-from onnx_lrp.model import ModelLike, Source
+from onnx_lrp.model import ModelLike, Shapes, Source
 from onnx_lrp.steps import Steps, Table
 from onnx_lrp.switch import EXPLAIN, behind_switch
 from onnx_lrp.target import STARTS, Start, Target, find_explained, is_single, no_class, seed
@@ -78,6 +78,7 @@ def rewrite(
     method: str | os.PathLike[str] | Method = "epsilon_plus_flat",
     *,
     inputs: Sequence[str] | None = None,
+    shapes: Shapes | None = None,
     layers: Sequence[str] = (),
     output: str | None = None,
     target: Target = "input",
@@ -97,6 +98,8 @@ def rewrite(
         method: registered name, path of a rule book, or a method object.
         inputs: tensors to report relevance for; default: every float graph input, and for every integer one the
             embedding rows that its Gather picks, summed over the embedding axis.
+        shapes: lengths of inputs to take as fixed, such as {"input": (None, 576)}; None leaves an axis as it is. For
+            models whose inner ranks depend on them.
         layers: further tensors whose relevance is an output.
         output: the explained tensor; default: the first output, or what feeds its final Softmax, LogSoftmax, Sigmoid.
         target: "input" (graph input ``target``, default -1: arg max), "argmax", an int, or one int per class axis.
@@ -126,6 +129,7 @@ def rewrite(
         model,
         method,
         inputs=inputs,
+        shapes=shapes,
         layers=layers,
         output=output,
         target=target,
@@ -145,6 +149,7 @@ def rewrite_with_accounts(
     method: str | os.PathLike[str] | Method,
     *,
     inputs: Sequence[str] | None = None,
+    shapes: Shapes | None = None,
     layers: Sequence[str] = (),
     output: str | None = None,
     target: Target = "input",
@@ -162,7 +167,7 @@ def rewrite_with_accounts(
     begin = start or chosen.start
     if begin not in STARTS:
         raise InputError(f"start is one of {', '.join(STARTS)}, not '{begin}'")
-    source = model if isinstance(model, Source) else models.load(model)
+    source = model if isinstance(model, Source) else models.load(model, shapes)
     v = view(
         source,
         fold_batchnorm=fold_batchnorm,
@@ -244,8 +249,8 @@ def rewrite_with_accounts(
     if masked:
         info |= {"masks": mask_axes(masks), "exclude_parallel": exclude_parallel}
     nodes, own = len(source.skeleton.graph.node), [o.name for o in source.skeleton.graph.output]
-    shapes = {name: tuple(tensor.dims) for name, tensor in source.weights.items()}
-    arrange = (lambda proto: behind_switch(proto, nodes, own, shapes)) if switch else (lambda proto: None)
+    lengths = {name: tuple(tensor.dims) for name, tensor in source.weights.items()}
+    arrange = (lambda proto: behind_switch(proto, nodes, own, lengths)) if switch else (lambda proto: None)
     proto = models.assemble(source, added, {"onnx_lrp": json.dumps(info, sort_keys=True)}, arrange)
     axes = explained.shape if first.single else explained.shape[1:]
     classes = tuple(d if isinstance(d, int) else None for d in axes if d != 1) or (1,)

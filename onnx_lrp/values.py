@@ -41,8 +41,8 @@ class Value:
         """Shape; ModelError where not even the rank is known."""
         if self.facts.shape is None:
             raise ModelError(
-                f"the rank of tensor '{self.name}' is unknown (perhaps the branches of an If differ in it); give the "
-                "model's inputs fixed lengths, run onnx.shape_inference, or export with static ranks"
+                f"the rank of tensor '{self.name}' is unknown (perhaps the branches of an If differ in it); fix the "
+                "lengths of the model's inputs with shapes=, or export with static ranks"
             )
         return self.facts.shape
 

@@ -189,7 +189,7 @@ def verify(
     Raises:
         OnnxLrpError: as for :func:`onnx_lrp.rewrite`; InputError where inputs do not fit.
     """
-    source = models.load(model)
+    source = models.load(model, options.pop("shapes", None))
     chosen = find_method(method)
     conserves = chosen.start != "one"
     explained = rewrite_with_accounts(source, chosen, accounts="node" if conserves else "none", **options)

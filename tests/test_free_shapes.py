@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnx_lrp
+from onnx_lrp.errors import InputError, ModelError
 from onnx_lrp.methods import method_names
 from onnx_lrp.verify import verify
 from tests.adjoint_reference import run_onnxruntime, run_reference
@@ -196,3 +198,49 @@ def test_the_class_is_picked_in_a_vector(name: str, target: int) -> None:
     h = 1e-6
     slope = (score(x + h * direction) - score(x - h * direction)) / (2 * h)
     np.testing.assert_allclose((found["relevance/x"] * direction).sum(), slope, rtol=1e-6)
+
+
+# ---- lengths that are fixed ------------------------------------------------------------------------------------------
+
+
+def squeezed_where_it_can() -> onnx.ModelProto:
+    """What torch leaves of a squeeze: an If whose branches differ in rank, by the length of an axis."""
+    text = """<ir_version: 9, opset_import: ["": 18]> squeezed (float[N, S, 3] x) => (float[N, K] y) {
+        w = Constant <value: tensor = float[3, 2] {1, 2, 3, -1, 0.5, 1}> ()
+        length = Shape <start: int = 1, end: int = 2> (x)
+        one = Constant <value_ints: ints = [1]> ()
+        many = Equal (length, one)
+        single = Squeeze (many)
+        z = If (single) <
+            then_branch = squeezing () => (float[N, 3] squeezed) { squeezed = Squeeze (x, one) },
+            else_branch = keeping () => (float[N, S, 3] kept) { kept = Identity (x) }
+        >
+        h = MatMul (z, w)
+        y = Tanh (h)
+    }"""
+    return onnx.parser.parse_model(text)
+
+
+def test_lengths_that_are_fixed_decide_ranks() -> None:
+    model, x = squeezed_where_it_can(), np.array([[[0.1, 0.2, 0.3]], [[0.5, -1.0, 0.25]]], np.float32)
+    with pytest.raises(ModelError, match=r"the rank of tensor .* is unknown .* fix the lengths .* with shapes="):
+        onnx_lrp.rewrite(model, "gradient", inputs=["x"])
+    explainer = onnx_lrp.Explainer(model, "gradient", shapes={"x": (None, 1, None)}, device="cpu")
+    found = explainer(x, target=[0, 1])
+    weight = np.array([[1, 2], [3, -1], [0.5, 1]])
+    logits = x[:, 0] @ weight
+    expected = (1 - np.tanh(logits) ** 2)[[0, 1], [0, 1], None] * weight.T
+    np.testing.assert_allclose(found.relevance["x"][:, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"z": (1,)}, "shapes: the model has no input 'z'; inputs are x"),
+        ({"x": (1, 2)}, r"input 'x' is of shape \('N', 'S', 3\), which cannot be \(1, 2\)"),
+        ({"x": (1, 2, 4)}, r"input 'x' is of shape \('N', 'S', 3\), which cannot be \(1, 2, 4\)"),
+    ],
+)
+def test_lengths_that_are_refused(shapes: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        onnx_lrp.rewrite(squeezed_where_it_can(), "gradient", shapes=shapes)

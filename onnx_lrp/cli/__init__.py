@@ -21,7 +21,7 @@ from onnx_lrp.rewrite import VERSION
 _COMMANDS = (explain, concepts, models, listings)
 _NUMERIC = ("--low", "--high", "--mean", "--std", "--target", "-t")
 # Arguments of the library that its messages speak of, which here are options.
-_KEYWORDS = "allow_gradient|batch_size|device|inputs|layers|ledger|masks|output|start|target"
+_KEYWORDS = "allow_gradient|batch_size|device|inputs|layers|ledger|masks|output|shapes|start|target"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,7 +105,9 @@ def _in_options(message: str) -> str:
     """The message with the library's arguments spelled as options: output= becomes --output."""
 
     def option(match: re.Match[str]) -> str:
-        name = {"inputs": "input", "layers": "layer", "masks": "mask"}.get(match[1], match[1]).replace("_", "-")
+        name = {"inputs": "input", "layers": "layer", "masks": "mask", "shapes": "shape"}.get(
+            match[1], match[1]
+        ).replace("_", "-")
         value = match[2].strip("'")
         return f"--{name}" + (f" {value}" if value not in ("", "True") else "")
 

@@ -59,6 +59,8 @@ def add_rewriting(
     more.add_argument(
         "--output", metavar="TENSOR", help="the explained tensor; default: the first output, before its softmax"
     )
+    about = "take lengths of an input as fixed, such as input:1,576, or input:?,576 to leave one as it is"
+    more.add_argument("--shape", action="append", default=[], type=_shape, metavar="NAME:LENGTHS", help=about)
     more.add_argument("--start", choices=STARTS, help="what relevance begins with")
     more.add_argument("--allow-gradient", action="store_true", help="nodes without a rule take the plain gradient")
     more.add_argument("--no-fold-batchnorm", action="store_true", help="batch normalisation is a layer of its own")
@@ -70,6 +72,7 @@ def rewriting(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **chosen,
         "layers": args.layer if isinstance(args.layer, list) else [],
+        "shapes": dict(args.shape),
         "output": args.output,
         "start": args.start,
         "allow_gradient": args.allow_gradient,
@@ -125,6 +128,14 @@ def _count(text: str) -> int:
 
 
 count = _count
+
+
+def _shape(text: str) -> tuple[str, tuple[int | None, ...]]:
+    name, _, lengths = text.rpartition(":")
+    try:
+        return name, tuple(None if n.strip() == "?" else _count(n) for n in lengths.split(",")) if name else ()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape such as input:1,3,224,224") from None
 
 
 def numbers(name: str, text: str, shape: Sequence[int]) -> NDArray[np.float32]:

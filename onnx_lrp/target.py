@@ -130,7 +130,7 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start, *, single: 
             hot, used = _pick_position(e, z, axes, wanted)
         else:
             hot, used = _pick_class(e, z, axes, wanted)
-        relevance = _begin(e, z, axes, hot, start)
+        relevance = _begin(e, explained, z, axes, hot, start)
         whole = relevance.whole(e) if start != "one" else z * hot
         rest = list(range(1, z.rank))
         score = e.op("ReduceSum", whole, ints(e, rest), keepdims=0, label="score") if rest else whole
@@ -223,8 +223,8 @@ def _pick_position(e: Emitter, z: Value, axes: list[int], wanted: Value | None) 
     return hot, used
 
 
-def _begin(e: Emitter, z: Value, axes: list[int], hot: Value, start: Start) -> Relevance:
-    """Relevance of the explained tensor."""
+def _begin(e: Emitter, explained: Value, z: Value, axes: list[int], hot: Value, start: Start) -> Relevance:
+    """Relevance of the explained tensor, as z has it: with an axis of samples."""
     if start == "one":
         return Relevance(hot)
     if start == "logit":
@@ -242,5 +242,6 @@ def _begin(e: Emitter, z: Value, axes: list[int], hot: Value, start: Start) -> R
         chosen = e.op("ReduceSum", hot, ints(e, [axes[0]]), keepdims=1)  # 0 where the target is out of range
         return Relevance(hot - (chosen - hot) / others, z)
     if start == "input":
-        return Relevance(e.parameter("start", None, Facts(z.dtype, z.shape)))
+        fed = e.parameter("start", None, Facts(explained.dtype, explained.shape))
+        return Relevance(fed if fed.rank == z.rank else e.op("Unsqueeze", fed, ints(e, [0])))
     raise InputError(f"start is one of {', '.join(STARTS)}, not '{start}'")

@@ -54,7 +54,8 @@ def test_any_inner_tensor_is_explained_from_any_start(axes: str, name: str) -> N
     found = run_double(rewrite(model, "gradient", output=name, start="input").model, {"x": x, "start": start})
     np.testing.assert_allclose(found["relevance/x"], leaf.grad.numpy(), rtol=1e-9, atol=1e-12)
     total = (value * 0 + torch.tensor(start)).detach().numpy()
-    rows = total.reshape(len(total), -1).sum(1) if total.ndim else total.reshape(1)
+    # A vector of a model without an axis of samples is one sample's.
+    rows = total.reshape(1, -1).sum(1) if axes == "none" or not total.ndim else total.reshape(len(total), -1).sum(1)
     np.testing.assert_allclose(found["score"], rows, rtol=1e-9, atol=1e-12)
 
 

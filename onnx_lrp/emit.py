@@ -9,7 +9,6 @@ be invalid where the other one is taken.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,12 +18,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_lrp.constants import Constants
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Facts, Shape, sign_of_array
 from onnx_lrp.inference import (
     RANDOM,
     document,
-    evaluate,
     hashable,
     infer,
     merge,
@@ -36,8 +35,6 @@ from onnx_lrp.inference import (
 from onnx_lrp.values import Array, Call, Operand, Value
 
 __all__ = ["Array", "Body", "Call", "Emitter", "Forward", "Operand", "Value"]
-
-_FOLD_LIMIT = 64  # elements; larger constants stay operators on the source's weights, which the runtime folds at load
 
 # A view operator, or one with bodies: how to emit it, given (emitter, call with the new inputs).
 Forward = Callable[["Emitter", Call], "Value | tuple[Value, ...]"]
@@ -92,8 +89,7 @@ class Emitter:
         self.forwards: dict[str, Forward] = {}
         self.book: Callable[[Call, str, Callable[[], Value | None]], None] = lambda call, account, share: None
         self.parameters: dict[str, tuple[Value, Array | None]] = {}
-        self.lazy: dict[str, Callable[[], Array]] = {}
-        self._arrays: dict[str, Array] = {}
+        self.constants = Constants(self.producers, opset)
         self._tensors: dict[str, gs.Tensor] = {}
         self._captured: dict[str, gs.Tensor] = {}  # constants as bodies read them
         self._names: set[str] = set(reserved)
@@ -107,7 +103,7 @@ class Emitter:
         value = Value(self, name, facts)
         self.values[name] = value
         if array is not None:
-            self._arrays[name] = array
+            self.constants.give(name, array)
         self._names.add(name)
         return value
 
@@ -147,35 +143,12 @@ class Emitter:
 
     def array(self, value: Value | None) -> Array | None:
         """The elements of a constant, computed where they hide behind operators; None for anything else."""
-        if value is None or not value.facts.const:
-            return None
-        if value.name in self.lazy:
-            self._arrays[value.name] = self.lazy.pop(value.name)()
-        if value.name not in self._arrays:
-            call = self.producers.get(value.name)
-            if call is None or call.domain:
-                return None
-            inputs = [self.array(v) if v is not None else None for v in call.inputs]
-            if any(a is None and v is not None for a, v in zip(inputs, call.inputs, strict=True)):
-                return None
-            for output, result in zip(call.outputs, evaluate(call, inputs, self.opset), strict=False):
-                if output is not None:
-                    self._arrays[output.name] = result
-        return self._arrays.get(value.name)
+        return self.constants.array(value)
 
     def ints(self, value: Value | None) -> list[int] | None:
         """The elements of an integer constant as Python ints; None where they are not known."""
         array = self.array(value)
         return None if array is None else [int(i) for i in array.reshape(-1)]
-
-    def _short(self, value: Value) -> Array | None:
-        """The elements of a constant that is at hand, or short enough to be worked out: lengths, axes, pads."""
-        if value.name in self._arrays:
-            return self._arrays[value.name]
-        if not (value.facts.const and value.static):
-            return None
-        short = math.prod(d for d in value.shape if isinstance(d, int)) <= _FOLD_LIMIT
-        return self.array(value) if short else None
 
     # ---- operators ---------------------------------------------------------------------------------------------
 
@@ -278,7 +251,7 @@ class Emitter:
     def _infer(
         self, kind: str, values: Sequence[Value | None], names: Sequence[str], attrs: dict[str, Any]
     ) -> list[Facts]:
-        known = {v.name: a for v in values if v and v.dtype.kind == "i" and (a := self._short(v)) is not None}
+        known = {v.name: a for v in values if v and v.dtype.kind == "i" and (a := self.constants.short(v)) is not None}
         try:
             return infer(kind, values, names, attrs, self.opset, known)
         except Exception as error:
@@ -286,19 +259,8 @@ class Emitter:
 
     def _fold(self, call: Call) -> tuple[Value, ...] | None:
         """Evaluate small constant expressions now; large ones stay operators, so that no weight is ever copied."""
-        outputs = [v for v in call.outputs if v is not None]
-        if not call.inputs or not all(v.facts.const and v.static for v in outputs):
-            return None
-        if any(
-            np.prod([d for d in v.shape if isinstance(d, int)]) > _FOLD_LIMIT
-            for v in [*outputs, *(v for v in call.inputs if v is not None and v.static)]
-        ):
-            return None
-        inputs = [self.array(v) for v in call.inputs]
-        if any(a is None and v is not None for a, v in zip(inputs, call.inputs, strict=True)):
-            return None
-        arrays = evaluate(call, inputs, self.opset)
-        return tuple(self.const(a.astype(v.dtype, copy=False)) for a, v in zip(arrays, outputs, strict=True))
+        arrays = self.constants.folded(call)
+        return None if arrays is None else tuple(self.const(a) for a in arrays)
 
     def source_call(self, call: Call, names: Sequence[str], known: Sequence[Facts]) -> None:
         """Make the outputs of a source node known: what the model file says of them, and what inference adds.
@@ -317,9 +279,6 @@ class Emitter:
             inferred = list(known)
         const = bool(call.inputs) and all(v is None or v.facts.const for v in call.inputs) and call.op not in RANDOM
         const = const and (plain or bool(call.domain))
-        lengths = static_lengths(call.given(0), call.attrs) if call.op == "Shape" and not call.domain else None
-        if lengths is not None:  # what is computed from known lengths is known
-            const, self._arrays[names[0]] = True, np.array(lengths, np.int64)
         outputs: list[Value | None] = []
         for k, name in enumerate(names):
             if not name:

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 import onnx
@@ -187,7 +186,7 @@ def read_view(source: Source, portable: bool) -> View:
         lengths = known_lengths(e, call)
         if lengths is not None:
             call.output.facts = replace(call.output.facts, const=True)
-            e.lazy[call.output.name] = partial(np.asarray, lengths)
+            e.constants.give(call.output.name, np.asarray(lengths))
         _note_states(e, call)
         branch = taken_branch(e, call)
         calls.extend(in_known_operators(e, call) if branch is None else _branch_taken(e, call, branch))
@@ -237,7 +236,7 @@ def _declare_constant(e: Emitter, tensor: onnx.TensorProto) -> None:
     value = e.declare(tensor.name, Facts(dtype, tuple(tensor.dims), const=True))
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return
-    e.lazy[tensor.name] = lambda: array_of(tensor)
+    e.constants.promise(tensor.name, lambda: array_of(tensor))
     if math.prod(tensor.dims) <= 65536:
         array = e.array(value)
         assert array is not None

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from onnx_lrp.adjoints.shapes import expand_like, ints
+from onnx_lrp.adjoints.shapes import expand_like, sum_per_sample
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import ModelError
@@ -88,26 +88,13 @@ class Ledger:
 
     def _per_sample(self, value: Value, call: Call) -> Value:
         """Sum over everything but the batch."""
-        e = self._e
-        if value.rank == 0:
-            return e.op("Reshape", value, ints(e, [1]))
-        axis, first = 0, value.shape[0]
-        # One row may be that of all samples, or (of three axes or more) one step of a sequence with the samples second.
-        if first != self._batch and (first != 1 or value.rank > 2):
-            matching = [i for i, d in enumerate(value.shape) if d == self._batch]
-            if len(matching) == 1 or (matching and first == 1):
-                axis = matching[0]
-            elif first == 1:
-                axis = 0
-            elif self._batch == 1:
-                return e.op("Reshape", e.op("ReduceSum", value, keepdims=0), ints(e, [1]))
-            elif isinstance(value.shape[0], int) and isinstance(self._batch, int):
-                raise ModelError(
-                    f"node '{call.site}' ({call.op}): the ledger needs the batch axis, and {value.shape} shows none; "
-                    "rewrite without ledger"
-                )
-        rest = [i for i in range(value.rank) if i != axis]
-        return e.op("ReduceSum", value, ints(e, rest), keepdims=0) if rest else value
+        total = sum_per_sample(self._e, value, self._batch)
+        if total is None:
+            raise ModelError(
+                f"node '{call.site}' ({call.op}): the ledger needs the batch axis, and {value.shape} shows none; "
+                "rewrite without ledger"
+            )
+        return total
 
     def outputs(self) -> list[Value]:
         """The ledger's graph outputs."""

@@ -30,7 +30,7 @@ _NARROW_OUTPUT_TOLERANCE, _NARROW_RELEVANCE_TOLERANCE = 1e-2, 1e-1
 
 @dataclass(frozen=True)
 class Layer:
-    """What one node did with its relevance, summed over the first sample.
+    """What one node did with its relevance, summed over all samples that ran (one, unless the batch is fixed).
 
     Attributes:
         node: its name.
@@ -239,9 +239,9 @@ def verify(
         outputs,
         reference,
         _layers(explained, exact) if conserves else [],
-        float(found["score"].reshape(-1)[0]),
+        float(found["score"].sum()),
         total,
-        float(found["absorbed"].reshape(-1)[0]) if conserves else 0.0,
+        float(found["absorbed"].sum()) if conserves else 0.0,
         narrow,
         session.providers,
         notes,
@@ -338,7 +338,7 @@ def _layers(explained: Explained, results: Mapping[str, Array]) -> list[Layer]:
     accounts: dict[str, dict[str, float]] = {}
     for entry in explained.ledger:
         account = accounts.setdefault(entry.node, {"out": 0.0, "in": 0.0, "bias": 0.0, "stabilizer": 0.0})
-        account[entry.account] += float(results[entry.output].reshape(-1)[0])
+        account[entry.account] += float(results[entry.output].sum())
     return [
         Layer(node, rules[node].op, rules[node].rule, a["out"], a["in"], a["bias"], a["stabilizer"])
         for node, a in accounts.items()

@@ -2,7 +2,7 @@
 
 Written by `python -m exporters.keras_nets --out DIR` and `python -m exporters.jax_nets --out DIR`, each where its
 framework is installed (these do not get along with each other); then
-`ONNX_LRP_EXPORTED=DIR python -m pytest tests/test_exported.py`.
+`ONNX_LRP_EXPORTED=DIR python -m pytest -m heavy tests/test_exported.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ FOLDER = os.environ.get("ONNX_LRP_EXPORTED", "")
 MODELS = sorted(Path(FOLDER).glob("*.onnx")) if FOLDER else []
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not MODELS, reason="ONNX_LRP_EXPORTED names no folder with exported models")
 @pytest.mark.parametrize("method", ["epsilon_plus_flat", "gradient"])
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)

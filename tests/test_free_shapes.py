@@ -200,6 +200,13 @@ def test_the_class_is_picked_in_a_vector(name: str, target: int) -> None:
     np.testing.assert_allclose((found["relevance/x"] * direction).sum(), slope, rtol=1e-6)
 
 
+def test_verification_of_a_fixed_batch() -> None:
+    """The sums of all samples are compared with the scores of all."""
+    found = verify(conv(3))
+    assert found.ok
+    assert found.other <= 1e-5
+
+
 # ---- lengths that are fixed ------------------------------------------------------------------------------------------
 
 

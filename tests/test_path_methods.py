@@ -517,3 +517,21 @@ def test_what_is_refused(make: Any) -> None:
         onnx_lrp.rewrite(source("pooled"), make(baseline={"nope": 0.0}))
     with pytest.raises(InputError, match='a baseline is a number or "input"'):
         onnx_lrp.rewrite(source("pooled"), make(baseline="zero"))
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "deeplift"])
+def test_samples_on_any_axis(method: str) -> None:
+    """A state with its samples second, as recurrent networks have it: contributions sum sample by sample."""
+    model = Net(seed=8)
+    a, state = model.input("a", "N", 4), model.input("state", 2, "N", 4)
+    summed = model("ReduceSum", model("Tanh", state), model.const([0], np.int64), keepdims=0)
+    proto = model.model(model("MatMul", model("Mul", model("Sigmoid", a), summed), model.weight(4, 3)))
+    rng = np.random.default_rng(2)
+    x = {"a": rng.standard_normal((3, 4)), "state": rng.standard_normal((2, 3, 4))}
+    wide_feeds = {n: v.astype(np.float32) for n, v in x.items()}
+    found = double(proto, method, {**wide_feeds, "target": np.array([0, 2, 1])})
+    logits = run_double(proto, wide_feeds)[proto.graph.output[0].name][range(3), [0, 2, 1]]
+    total = found["relevance/a"].sum(1) + found["relevance/state"].sum((0, 2))
+    assert found["delta"].shape == (3,)
+    np.testing.assert_allclose(total - found["delta"], logits, atol=1e-9)  # at the baseline of zeros it is zero
+    assert np.abs(found["delta"]).max() <= 1e-6

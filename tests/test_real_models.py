@@ -12,6 +12,7 @@ import pytest
 
 import onnx_lrp
 from onnx_lrp.runtime import Session
+from onnx_lrp.verify import verify
 
 LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
 SHARED = Path(os.environ.get("ONNX_LRP_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "models"
@@ -43,6 +44,15 @@ def test_light_models(name: str) -> None:
     """AlexNet, DenseNet-121, Inception, ResNet-50, ShuffleNet, SqueezeNet, VGG-19, ZFNet at opset 9, weights made."""
     results = explain_noise(onnx_lrp.rewrite(LIGHT / name, "epsilon_plus_flat", ledger=True))
     assert_conserved(results, 1e-3)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("method", ["epsilon_plus_flat", "gradient"])
+@pytest.mark.parametrize("name", sorted(p.name for p in LIGHT.glob("*.onnx")))
+def test_light_models_verify(name: str, method: str) -> None:
+    found = verify(LIGHT / name, method=method)
+    assert found.reference
+    assert found.ok
 
 
 @pytest.mark.skipif(not TRAINED, reason="the trained models do not lie beside the checkout")

@@ -254,3 +254,29 @@ def scatter_axis(e: Emitter, cotangent: Value, indices: Value, axis: int, length
         column = e.op("Unsqueeze", indices, ints(e, [1]))
         summed = e.op("ScatterND", blank, column, turned, reduction="add", shape=shape)
     return summed if axis == 0 else e.op("Transpose", summed, perm=back)
+
+
+def sum_per_sample(e: Emitter, value: Value, batch: Dim) -> Value | None:
+    """Sum over everything but the batch, (N,); None where no axis can be it.
+
+    Args:
+        e: the emitter.
+        value: a tensor whose batch may stand on any axis.
+        batch: how long the batch is, or what its length is called.
+    """
+    if value.rank == 0:
+        return e.op("Reshape", value, ints(e, [1]))
+    axis, first = 0, value.shape[0]
+    # One row may be that of all samples, or (of three axes or more) one step of a sequence with the samples second.
+    if first != batch and (first != 1 or value.rank > 2):
+        matching = [i for i, d in enumerate(value.shape) if d == batch]
+        if len(matching) == 1 or (matching and first == 1):
+            axis = matching[0]
+        elif first == 1:
+            axis = 0
+        elif batch == 1:
+            return e.op("Reshape", e.op("ReduceSum", value, keepdims=0), ints(e, [1]))
+        elif isinstance(first, int) and isinstance(batch, int):
+            return None
+    rest = [i for i in range(value.rank) if i != axis]
+    return e.op("ReduceSum", value, ints(e, rest), keepdims=0) if rest else value

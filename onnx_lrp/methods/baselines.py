@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from onnx_lrp.adjoints.shapes import expand_like, ints, shape_of
+from onnx_lrp.adjoints.shapes import expand_like, shape_of, sum_per_sample
 from onnx_lrp.emit import Emitter, Value
 from onnx_lrp.errors import InputError
 from onnx_lrp.target import Seed
@@ -77,9 +77,11 @@ def completeness_delta(e: Emitter, parts: Sequence[Value], z: Value, z0: Value, 
     """
 
     def per_sample(x: Value) -> Value:
-        if seed.single or z.rank == 0:  # there is one sample only, without an axis
-            return e.op("Reshape", e.op("ReduceSum", x, keepdims=0), ints(e, [1]))
-        return e.op("ReduceSum", x, ints(e, range(1, x.rank)), keepdims=0) if x.rank > 1 else x
+        # A model without an axis of samples has one.
+        found = sum_per_sample(e, x, 1 if seed.single or z.rank == 0 else z.shape[0])
+        if found is None:
+            raise InputError(f"no axis of '{x.name}' {x.shape} has a row per sample, so contributions cannot be summed")
+        return found
 
     total = functools.reduce(operator.add, map(per_sample, parts))
     return total - per_sample((z - z0) * seed.relevance.whole(e))

@@ -35,7 +35,7 @@ def to_double(model: ModelProto) -> ModelProto:
     """Return a copy of `model` that computes in float64 wherever the original computes in floats of fewer bits."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    _double_graph(named(copy).graph)
+    _double_graph(copy.graph)
     for function in copy.functions:
         _double_nodes(function.node, set())
     return copy
@@ -381,7 +381,7 @@ def run_double(
         feeds: its inputs; floats are widened.
         held: tensors inside the model that are to be taken as they are, and not computed.
     """
-    double, held = to_double(model), held or {}
+    double, held = named(to_double(model)), held or {}
     nodes = [n for n in double.graph.node if held.keys().isdisjoint(n.output)]
     del double.graph.node[:]
     double.graph.node.extend(nodes)

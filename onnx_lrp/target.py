@@ -101,7 +101,7 @@ def is_single(view: View, explained: Value, head: str) -> bool:
     if head in ("Softmax", "LogSoftmax"):
         return True
     seen = [call.given(0) for call in view.calls if call.op in CONVOLUTIONS and not call.domain]
-    samples = [v.shape[0] for v in seen or view.inputs.values() if v.rank]
+    samples = [v.shape[0] for v in seen or view.inputs.values() if v.facts.shape]
     return isinstance(explained.shape[0], int) and explained.shape[0] not in samples
 
 

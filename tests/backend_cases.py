@@ -47,7 +47,7 @@ CONSTANT = {"Col2Im", "DFT"}  # want the shape of a block, and the axis, as cons
 # Why an operator (with an attribute) is refused.
 # Cases that are not covered, and why.
 INFINITE = "an output holds -inf, which no cotangent goes with"
-MASKED = "a row that is masked whole is NaN within the softmax, and so is its gradient, as in torch"
+MASKED = "a row that is masked whole is NaN within the softmax, and so is its gradient"
 NOT_COVERED = {
     "test_attention_4d_with_past_and_present_qk_matmul_bias_3d_mask_causal": INFINITE,
     "test_attention_4d_with_past_and_present_qk_matmul_bias_4d_mask_causal": INFINITE,

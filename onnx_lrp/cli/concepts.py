@@ -16,6 +16,7 @@ from onnx_lrp.cli.batches import Column, bounds, results, wanted_target
 from onnx_lrp.cli.console import Progress, say
 from onnx_lrp.cli.options import (
     Commands,
+    add_maps,
     add_pixels,
     add_rewriting,
     add_running,
@@ -80,14 +81,9 @@ def register(commands: Commands) -> list[argparse.ArgumentParser]:
     parser.add_argument("-o", "--out", action="append", default=[], metavar="OUT", help=out)
     parser.add_argument("--whole", action="store_true", help="show whole pictures instead of the part that counts")
     parser.add_argument("--labels", metavar="FILE", help="class names: one per line, or JSON; default: the model's")
-    parser.add_argument("--colormap", default="diverging", help="such as diverging, purplegreen, bwr, hot")
-    parser.add_argument("--low", help="least value of the inputs, for the z-box rule; pictures know theirs")
-    parser.add_argument("--high", help="greatest value likewise")
+    add_maps(parser)
     keep_parallel(parser)
-    add_running(parser)
-    parser.add_argument(
-        "--batch-size", type=count, metavar="N", help="samples per run; default 4 on a CPU, 32 on a GPU"
-    )
+    add_running(parser, batches=True)
     add_pixels(parser)
     return [parser]
 

@@ -98,9 +98,19 @@ def masking(args: argparse.Namespace) -> dict[str, Any]:
     return {"masks": args.mask, "exclude_parallel": not args.keep_parallel}
 
 
-def add_running(parser: argparse.ArgumentParser) -> None:
-    """Where and how a model runs."""
+def add_maps(parser: argparse.ArgumentParser) -> None:
+    """The colours of maps, and the range of the inputs that the z-box rule wants."""
+    parser.add_argument("--colormap", default="diverging", help="such as diverging, purplegreen, bwr, hot")
+    parser.add_argument("--low", help="least value of the inputs, for the z-box rule; pictures know theirs")
+    parser.add_argument("--high", help="greatest value likewise")
+
+
+def add_running(parser: argparse.ArgumentParser, *, batches: bool = False) -> None:
+    """Where and how a model runs, and in batches of how many samples."""
     group = parser.add_argument_group("running")
+    if batches:
+        about = "samples per run; default 4 on a CPU, 32 on a GPU"
+        group.add_argument("--batch-size", type=_count, metavar="N", help=about)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA where it loads")
     group.add_argument("--threads", type=_count, metavar="N", help="threads per operator")
 

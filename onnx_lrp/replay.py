@@ -29,11 +29,8 @@ class Replay:
 
     def once(self, calls: Collection[Call]) -> list[Call]:
         """What repeats some calls of the model, in order; equal calls have become one."""
-        return list({again.outputs: again for again, before in self.calls if before in calls}.values())
-
-    def original(self, call: Call) -> Call:
-        """The call of the model that a call repeats."""
-        return next(before for again, before in self.calls if again is call)
+        chosen = set(calls)
+        return list({again.outputs: again for again, before in self.calls if before in chosen}.values())
 
 
 def leading(calls: Sequence[Call], begin: Sequence[Value], end: Sequence[Value]) -> list[Call]:
@@ -44,11 +41,12 @@ def leading(calls: Sequence[Call], begin: Sequence[Value], end: Sequence[Value])
         begin: where it begins; what makes these is left out.
         end: where it ends.
     """
+    given = set(begin)
     reached = set(begin)
     forward = []
     for call in calls:
         made = {o for o in call.outputs if o is not None}
-        if not made <= set(begin) and not reached.isdisjoint(x for x in call.inputs if x is not None):
+        if not made <= given and not reached.isdisjoint(x for x in call.inputs if x is not None):
             reached |= made
             forward.append(call)
     needed = set(end)
@@ -56,7 +54,7 @@ def leading(calls: Sequence[Call], begin: Sequence[Value], end: Sequence[Value])
     for call in reversed(forward):
         if any(o in needed for o in call.outputs):
             chain.append(call)
-            needed.update(x for x in call.inputs if x is not None and x not in begin)
+            needed.update(x for x in call.inputs if x is not None and x not in given)
     return chain[::-1]
 
 

@@ -74,9 +74,9 @@ class Sweep:
             for x in self.moved:
                 changes[x].facts = _live(changes[x].facts)
             copy = replay(e, chain, changes, fold.length)
-            active = copy.once(calls)
+            active, originals = copy.once(calls), dict(copy.calls)
             begin = {copy[y]: Relevance(fold.repeated(e, r, numbers)) for y, r in start.items()}
-            found = reverse(e, active, begin, lambda call: step_for(copy.original(call)), [copy[x] for x in wanted])
+            found = reverse(e, active, begin, lambda call: step_for(originals[call]), [copy[x] for x in wanted])
             body.output(again)
             for x, total in zip(wanted, sums, strict=True):
                 body.output(self._added(e, total, found.get(copy[x]), copy[x], x, numbers, fold))

@@ -1,0 +1,133 @@
+"""Products of two live tensors: halves, gates, factors held constant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from onnx_lrp.adjoints import OPERATORS, adjoint
+from onnx_lrp.backward import Relevance
+from onnx_lrp.emit import Call, Emitter, Value
+from onnx_lrp.errors import RuleError
+from onnx_lrp.relevance import adjoint_of_bias, epsilon_rule, stabilized
+from onnx_lrp.special.common import Out, nothing
+from onnx_lrp.special.moving import stop
+from onnx_lrp.view import complemented
+
+
+def _live_factors(call: Call, rule: str) -> list[int]:
+    operator = OPERATORS[call.op]
+    if operator.verb != "bilinear":
+        raise RuleError(f"node '{call.site}': {rule} is for products, {call.op} is {operator.verb}; use norm or pass")
+    return [i for i in operator.factors if i in call.active]
+
+
+def _shared(e: Emitter, call: Call, relevance: Relevance, epsilon: float, parts: Mapping[int, float]) -> Out:
+    """R / stab(y) times factor i times the other one, to every factor i by its part; the bias keeps what it brings."""
+    y, slot = call.output, OPERATORS[call.op].bias
+    if relevance.of is y and epsilon == 0:
+        s = relevance.factor
+    else:
+        stable = stabilized(e, y, epsilon)
+        s = (
+            relevance.factor / stable
+            if relevance.of is None
+            else relevance.factor * e.op("Div", relevance.of, stable, label="quotient")
+        )
+        e.book(call, "stabilizer", lambda: s * (stable - y))
+    bias = None if slot is None else call.input(slot)
+    parts = dict(parts)
+    if bias is not None and slot is not None:
+        if slot in call.active:
+            parts[slot] = 1.0
+        else:
+            e.book(call, "bias", lambda: adjoint_of_bias(e, call, s, slot, bias))
+    shares: list[Relevance | None] = list(nothing(call))
+    for part in dict.fromkeys(parts.values()):
+        group = [i for i in parts if parts[i] == part]
+        pieces = adjoint(e, call, [s if part == 1.0 else s * part], group)
+        for i in group:
+            piece = pieces[i]
+            shares[i] = None if piece is None else Relevance(piece, call.given(i))
+    return shares
+
+
+@dataclass(frozen=True)
+class Share:
+    """A product of two live tensors: each gets half, by the epsilon rule on 2·y (Achtibat et al. 2024, prop. 3.3)."""
+
+    epsilon: float = 1e-6
+
+    def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
+        """Relevance of the inputs; a product with one live factor is an ordinary linear layer."""
+        live = _live_factors(call, "share")
+        if out[0] is None:
+            return nothing(call)
+        if len(live) < 2:
+            return epsilon_rule(self.epsilon)(e, call, out)
+        return _shared(e, call, out[0], self.epsilon, dict.fromkeys(live, 0.5))
+
+
+# Operators whose output says "how much": what they multiply is the signal. Of two, the one that is nearer to a switch.
+_GATES = {"Sigmoid": 2, "HardSigmoid": 2, "Softmax": 2, "Tanh": 1, "Erf": 1}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Gate times signal: the signal takes all (Arras et al. 2017, sec. 3.1).
+
+    The gate is the factor that comes out of a Sigmoid, HardSigmoid or Softmax, else out of a Tanh or Erf (or the one
+    named); if both factors do alike or neither does, the first is the signal. Of a product whose role is that of a
+    gate, the first factor is the gate; where its signal is no live one, nothing takes the relevance.
+    """
+
+    gate: Literal["auto", "first", "second"] = "auto"
+    epsilon: float = 1e-6
+
+    def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
+        """Relevance of the inputs; a product with one live factor is an ordinary linear layer."""
+        live = _live_factors(call, "gate")
+        if out[0] is None:
+            return nothing(call)
+        if call.role == "gate" and live == [0]:
+            return stop(e, call, out)
+        if len(live) < 2:
+            return epsilon_rule(self.epsilon)(e, call, out)
+        return _shared(e, call, out[0], self.epsilon, {self.signal(e, call): 1.0})
+
+    def signal(self, e: Emitter, call: Call) -> int:
+        """Index of the factor that is the signal."""
+        if call.role == "gate":
+            return 1
+        if self.gate != "auto":
+            return 1 if self.gate == "first" else 0
+        return 1 if _gateness(e, call.given(0)) > _gateness(e, call.given(1)) else 0
+
+
+def _gateness(e: Emitter, value: Value) -> int:
+    maker = e.producers.get(value.name)
+    while maker is not None and not maker.domain:
+        if maker.op in _GATES:
+            return _GATES[maker.op]
+        known = OPERATORS.get(maker.op)
+        before = maker.input(0) if known is not None and known.moves else complemented(maker)
+        maker = None if before is None else e.producers.get(before.name)
+    return 0
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A product in which one live factor is held constant: the epsilon rule on the other side."""
+
+    factor: int = 0
+    epsilon: float = 1e-6
+
+    def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
+        """Relevance of the inputs; where one factor is live only, that one takes it."""
+        live = _live_factors(call, "factor")
+        if out[0] is None:
+            return nothing(call)
+        if len(live) < 2:
+            return epsilon_rule(self.epsilon)(e, call, out)
+        return _shared(e, call, out[0], self.epsilon, {1 - self.factor: 1.0})

@@ -21,6 +21,7 @@ import onnx_graphsurgeon as gs
 from onnx_lrp.constants import Constants
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Facts, Shape, sign_of_array
+from onnx_lrp.graphs import Body, alive
 from onnx_lrp.inference import (
     RANDOM,
     document,
@@ -38,35 +39,6 @@ __all__ = ["Array", "Body", "Call", "Emitter", "Forward", "Operand", "Value"]
 
 # A view operator, or one with bodies: how to emit it, given (emitter, call with the new inputs).
 Forward = Callable[["Emitter", Call], "Value | tuple[Value, ...]"]
-
-
-class Body:
-    """A graph that is being filled: the model's own, or one inside a Loop, Scan or If.
-
-    Attributes:
-        name: its name.
-        once: what depends on nothing inside is emitted before it (not in an If, where a branch may not be taken).
-        inputs: its inputs, in order.
-        outputs: its outputs, in order.
-    """
-
-    def __init__(self, emitter: Emitter, name: str, once: bool):
-        self.name, self.once = name, once
-        self.inputs: list[Value] = []
-        self.outputs: list[Value] = []
-        self.graph = gs.Graph(opset=emitter.opset, name=name)
-        self.memo: dict[Any, tuple[Value, ...]] = {}
-        self._emitter = emitter
-
-    def input(self, name: str, facts: Facts) -> Value:
-        """A further input of the body."""
-        value = self._emitter.local(f"{self.name}/{name}", facts, self)
-        self.inputs.append(value)
-        return value
-
-    def output(self, value: Value) -> None:
-        """A further output of the body; a tensor from outside, an input or a repeated one goes out as a copy."""
-        self.outputs.append(self._emitter.copied(value, self))
 
 
 class Emitter:
@@ -223,13 +195,11 @@ class Emitter:
         for result in results:
             self.values[result.name] = result
             self.producers[result.name] = call
-            self._tensors[result.name] = gs.Variable(result.name)
             self._home[result.name] = body
         read = call.inputs
         if call.op == "Conv" and body is not self._bodies[0]:
             read = (*read[:1], *(self._kernel(v, body) for v in read[1:]))
-        inputs, outputs = ([self._tensor(v, body) for v in values] for values in (read, results))
-        body.graph.nodes.append(gs.Node(call.op, name, _gs_attrs(name, call.attrs), inputs, outputs))
+        body.calls[name] = replace(call, inputs=read)
         self.docs[name] = (self._doc, {"onnx_lrp.source": self._site, "onnx_lrp.rule": self._rule})
         return results
 
@@ -361,9 +331,10 @@ class Emitter:
             attrs: its other attributes.
         """
         name = self._unique(f"lrp/{self._site}/{kind}")
-        graphs = {key: self._closed(body) for key, body in bodies.items()}
+        for body in bodies.values():
+            body.prune()
         outputs = tuple(Value(self, self._unique(f"{name}:{i}"), f) for i, f in enumerate(facts))
-        return self._append(Call(kind, inputs, outputs, {**attrs, **graphs}, self._site), name, self._bodies[-1])
+        return self._append(Call(kind, inputs, outputs, {**attrs, **bodies}, self._site), name, self._bodies[-1])
 
     def local(self, name: str, facts: Facts, body: Body) -> Value:
         """A tensor that lives in a body, as one of its inputs."""
@@ -406,15 +377,6 @@ class Emitter:
                 return body
         return self._bodies[depth]
 
-    def _closed(self, body: Body) -> gs.Graph:
-        """A finished body: nodes that none of its outputs needs go out."""
-        alive, _ = _alive(body.graph.nodes, {v.name for v in body.outputs})
-        for v in (*body.inputs, *body.outputs):
-            tensor = self._tensor(v, body)
-            tensor.dtype, tensor.shape = v.dtype, None if v.facts.shape is None else list(v.facts.shape)
-        inputs, outputs = ([self._tensor(v, body) for v in values] for values in (body.inputs, body.outputs))
-        return gs.Graph(alive, inputs, outputs, name=body.name, opset=self.opset)
-
     # ---- names and bookkeeping -----------------------------------------------------------------------------------
 
     @contextmanager
@@ -433,10 +395,8 @@ class Emitter:
             raise ModelError(f"the model already has a tensor named '{name}'; rename it before rewriting")
         self._names.add(name)
         result = self.declare(name, value.facts)
-        self._tensors[name] = gs.Variable(name)
         node = self._unique(f"lrp/{name}")
-        ends = [self._tensor(value, self._bodies[0])], [self._tensor(result, self._bodies[0])]
-        self._bodies[0].graph.nodes.append(gs.Node("Identity", node, {}, *ends))
+        self._bodies[0].calls[node] = Call("Identity", (value,), (result,), {}, self._site)
         self.docs[node] = (f"output {name}", {"onnx_lrp.source": self._site, "onnx_lrp.rule": self._rule})
         return result
 
@@ -457,13 +417,37 @@ class Emitter:
             self._tensors[value.name] = gs.Variable(value.name)
         return self._tensors[value.name]
 
+    def _nodes(self, calls: Mapping[str, Call], body: Body) -> list[gs.Node]:
+        """Calls of a body as onnx-graphsurgeon has them: tensors among their attributes are its Constants."""
+        nodes = []
+        for name, call in calls.items():
+            attrs = {
+                k: self._graph(a)
+                if isinstance(a, Body)
+                else gs.Constant(f"{name}:{k}", a)
+                if isinstance(a, np.ndarray)
+                else a
+                for k, a in call.attrs.items()
+            }
+            inputs, outputs = ([self._tensor(v, body) for v in values] for values in (call.inputs, call.outputs))
+            nodes.append(gs.Node(call.op, name, attrs, inputs, outputs))
+        return nodes
+
+    def _graph(self, body: Body) -> gs.Graph:
+        """A filled body."""
+        for v in (*body.inputs, *body.outputs):
+            tensor = self._tensor(v, body)
+            tensor.dtype, tensor.shape = v.dtype, None if v.facts.shape is None else list(v.facts.shape)
+        inputs, outputs = ([self._tensor(v, body) for v in values] for values in (body.inputs, body.outputs))
+        return gs.Graph(self._nodes(body.calls, body), inputs, outputs, name=body.name, opset=self.opset)
+
     def export(self, outputs: Sequence[Value]) -> onnx.GraphProto:
         """What was emitted and is needed for the outputs, as a GraphProto.
 
         Dead nodes go out; docs and metadata, which onnx-graphsurgeon does not carry, go in.
         """
-        alive, wanted = _alive(self._bodies[0].graph.nodes, {v.name for v in outputs})
-        pruned = gs.Graph(nodes=alive, opset=self.opset)
+        needed, wanted = alive(self._bodies[0].calls, {v.name for v in outputs})
+        pruned = gs.Graph(self._nodes(needed, self._bodies[0]), opset=self.opset)
         proto: onnx.GraphProto = gs.export_onnx(pruned, do_type_check=False).graph
         document(proto, self.docs)
         held = {t.name for t in proto.initializer}
@@ -476,27 +460,3 @@ class Emitter:
                 if default is not None:
                     proto.initializer.append(onnx.numpy_helper.from_array(default, name))
         return proto
-
-
-def _alive(nodes: Sequence[gs.Node], wanted: set[str]) -> tuple[list[gs.Node], set[str]]:
-    """The nodes that the wanted tensors need, in order, and all tensors that are needed then."""
-    needed, alive = set(wanted), []
-    for node in reversed(nodes):
-        if any(t.name in needed for t in node.outputs):
-            needed |= _read(node)
-            alive.append(node)
-    return alive[::-1], needed
-
-
-def _read(node: gs.Node) -> set[str]:
-    """Tensors that a node reads, those that its bodies read from outside among them."""
-    names = {t.name for t in node.inputs}
-    for graph in node.attrs.values():
-        if isinstance(graph, gs.Graph):
-            names |= {t.name for t in graph.outputs}.union(*map(_read, graph.nodes))
-    return names
-
-
-def _gs_attrs(name: str, attrs: dict[str, Any]) -> dict[str, Any]:
-    """Attributes as onnx-graphsurgeon wants them: tensors as its Constants."""
-    return {k: gs.Constant(f"{name}:{k}", v) if isinstance(v, np.ndarray) else v for k, v in attrs.items()}

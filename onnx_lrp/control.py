@@ -22,15 +22,17 @@ from onnx_lrp.emit import Body, Call, Emitter, Value
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Dim, Facts
 from onnx_lrp.ledger import ACCOUNTS
+from onnx_lrp.lifting import Track, scan
 from onnx_lrp.places import Beyond, Places
 from onnx_lrp.subgraphs import (
     BODIES,
     Scanned,
     lay_out,
+    loop_states_before,
     own_inputs,
+    scan_states_before,
     sliced,
     state_facts,
-    states_before,
     states_of,
 )
 from onnx_lrp.view import View, activate, lead, reach
@@ -96,40 +98,35 @@ class Inside:
         return _by_input(call, {}, dict(zip(outer, results, strict=False)))
 
     def _scan(self, e: Emitter, call: Call, arrived: Sequence[Value | None]) -> Sequence[Relevance | None]:
-        scan, states, outer = Scanned(call), states_of(call), _outer(call)
-        noted = states_before(e, call)[1] if states else []
+        over, states, outer = Scanned(call), states_of(call), _outer(call)
+        noted = scan_states_before(e, call)
         asked = {k: r for k, r in enumerate(arrived[len(states) :]) if r is not None}
         with e.body("reverse") as body:
             given = inputs_of(e, call, body)
             inner = enter(e, call, "body", given, self.see)
-            axes = {k: scan.output_axis(k, inner.ends[k].rank) for k in asked}
-            slices = {k: body.input("relevance", sliced(r, axes[k])) for k, r in asked.items()}
+            ends = {k: (over.output_axis(k, inner.ends[k].rank), bool(over.output_directions[k])) for k in asked}
+            slices = {k: body.input("relevance", sliced(r, ends[k][0])) for k, r in asked.items()}
             scanned, body.inputs = body.inputs, []
             found, carried = self._turn(e, call, inner, body, [(inner.ends[k], r) for k, r in slices.items()], outer)
             body.inputs += scanned
-            active = [i for i in range(scan.count) if given[scan.first + i].facts.active]
-            for x in (*carried, *(_full(e, found, given[scan.first + i]) for i in active)):
+            active = [i for i in range(over.count) if given[over.first + i].facts.active]
+            for x in (*carried, *(_full(e, found, given[over.first + i]) for i in active)):
                 body.output(x)
-        results = e.control(
-            "Scan",
-            *self._begin(e, call, inner, arrived),
-            *(*noted, *scan.inputs, *asked.values()),
-            bodies={"body": body},
-            facts=[_plain(x) for x in (*carried, *(scan.inputs[i] for i in active))],
-            num_scan_inputs=len(scanned),
-            scan_input_axes=[0] * len(states) + scan.axes + list(axes.values()),
-            scan_input_directions=[1] * len(states)
-            + [1 - d for d in scan.directions]
-            + [1 - scan.output_directions[k] for k in asked],
-            scan_output_axes=[scan.axes[i] for i in active],
-            scan_output_directions=[1 - scan.directions[i] for i in active],
+        tracks = [*noted, *over.tracks, *(Track(r, *ends[k]) for k, r in asked.items())]
+        results = scan(
+            e,
+            body,
+            self._begin(e, call, inner, arrived),
+            [replace(t, back=not t.back) for t in tracks],
+            [_plain(x) for x in (*carried, *(over.inputs[i] for i in active))],
+            [(over.axes[i], not over.directions[i]) for i in active],
         )
-        by_index = {scan.first + i: r for i, r in zip(active, results[len(carried) :], strict=True)}
+        by_index = {over.first + i: r for i, r in zip(active, results[len(carried) :], strict=True)}
         return self._shared(e, call, inner, arrived, results[: len(carried)], by_index)
 
     def _loop(self, e: Emitter, call: Call, arrived: Sequence[Value | None]) -> Sequence[Relevance | None]:
         refuse_changing_states(e, call)
-        outer, (numbers, noted) = _outer(call), states_before(e, call)
+        outer, (numbers, noted) = _outer(call), loop_states_before(e, call)
         count = e.op("Size", numbers)
         asked = {k: r for k, r in enumerate(arrived[len(noted) :]) if r is not None}
         with e.body("reverse") as body:

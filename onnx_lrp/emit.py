@@ -342,6 +342,10 @@ class Emitter:
         self._home[value.name] = body
         return value
 
+    def lives_in(self, value: Value, body: Body) -> bool:
+        """Whether a tensor is an input of a body, or made there."""
+        return self._home.get(value.name) is body
+
     def copied(self, value: Value, body: Body) -> Value:
         """A tensor by a name of its own, to be an output of a body."""
         if self._home.get(value.name) is body and value not in (*body.inputs, *body.outputs):

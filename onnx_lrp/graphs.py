@@ -55,8 +55,8 @@ class Body:
 
 def alive(calls: Mapping[str, Call], wanted: Collection[str]) -> tuple[dict[str, Call], set[str]]:
     """The nodes that the wanted tensors need, in order, and all tensors that are needed then."""
-    needed, found = set(wanted), []
-    for name in reversed(calls):
+    needed, found = set(wanted), list[str]()
+    for name in reversed(list(calls)):
         call = calls[name]
         if any(v is not None and v.name in needed for v in call.outputs):
             needed |= read_by(call)

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_lrp.adjoints.shapes import ints
 from onnx_lrp.bodies import in_known_operators
 from onnx_lrp.emit import Array, Body, Call, Emitter, Value
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Dim, Facts, Shape
 from onnx_lrp.inference import RANDOM, named
+from onnx_lrp.lifting import Track, scan
 from onnx_lrp.model import array_of, attributes_of
 
 # Attributes that hold the bodies.
@@ -231,15 +233,67 @@ def again(e: Emitter, call: Call) -> tuple[Value, ...]:
     return {"If": _if, "Loop": _loop, "Scan": _scan}[call.op](e, call)
 
 
-def states_before(e: Emitter, call: Call) -> tuple[Value, list[Value]]:
-    """Emit a Loop or Scan once more to note its states before every step.
+def loop_states_before(e: Emitter, call: Call) -> tuple[Value, list[Value]]:
+    """Emit a Loop once more to note its states before every step.
 
     Returns:
-        The numbers of the steps, int64 (steps,), for a Loop; and every state, (steps, *shape).
+        The numbers of the steps, int64 (steps,); and every state, (steps, *shape).
     """
-    results = _loop(e, call, note=True) if call.op == "Loop" else _scan(e, call, note=True)
-    noted = list(results[len(states_of(call)) :])
-    return (noted[0], noted[1:]) if call.op == "Loop" else (noted[0], noted)
+    noted = list(_loop(e, call, note=True)[len(states_of(call)) :])
+    return noted[0], noted[1:]
+
+
+def scan_states_before(e: Emitter, call: Call) -> list[Track]:
+    """The states of a Scan before every step.
+
+    What a Scan puts out of a state says what it was before the next step. For the other states it is emitted once more.
+    """
+    begin, over = states_of(call), Scanned(call)
+    known = {k: _before(e, begin[k], track) for k, track in _put_out(call).items()}
+    rest = [k for k in range(len(begin)) if k not in known]
+    if rest:
+        with e.body("states") as body:
+            state = {k: body.input("state", Facts(begin[k].dtype, begin[k].facts.shape)) for k in (*rest, *known)}
+            slices = [body.input("slice", sliced(t.value, t.axis)) for t in over.tracks]
+            given = [state[k] for k in range(len(begin))] + slices
+            names = lay_out(e, call, "body", given)[1]
+            for k in rest:
+                body.output(names[call.attrs["body"].output[k].name])
+            for k in rest:
+                body.output(state[k])
+        facts = [Facts(begin[k].dtype, begin[k].facts.shape) for k in rest]
+        facts += [stacked(f, over.length, 0) for f in facts]
+        tracks = [*known.values(), *over.tracks]
+        noted = scan(e, body, [begin[k] for k in rest], tracks, facts, [(0, False)] * len(rest))
+        known |= {k: Track(value) for k, value in zip(rest, noted[len(rest) :], strict=True)}
+    return [known[k] for k in range(len(begin))]
+
+
+def _put_out(call: Call) -> dict[int, Track]:
+    """The states of a Scan that are also put together over the steps, as they leave each: number -> the result."""
+    graph, count, over = call.attrs["body"], len(states_of(call)), Scanned(call)
+    same = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Identity"}
+
+    def origin(name: str) -> str:
+        return origin(same[name]) if name in same else name
+
+    made = [origin(o.name) for o in graph.output]
+    found = {}
+    for j, y in enumerate(call.outputs[count:]):
+        for k in range(count):
+            if y is not None and y.facts.shape is not None and made[count + j] == made[k]:
+                found[k] = Track(y, over.output_axis(j, y.rank - 1), bool(over.output_directions[j]))
+    return found
+
+
+def _before(e: Emitter, begin: Value, after: Track) -> Track:
+    """A state before every step, from what it begins with and what it is after every step."""
+    y, axis = after.value, after.axis
+    first = e.op("Unsqueeze", begin, ints(e, [axis]))
+    whole = e.op("Concat", y, first, axis=axis) if after.back else e.op("Concat", first, y, axis=axis)
+    bounds = ([1], [np.iinfo(np.int64).max]) if after.back else ([0], [-1])
+    cut = e.op("Slice", whole, *(ints(e, b) for b in bounds), ints(e, [axis]), shape=y.facts.shape)
+    return Track(cut, axis, after.back)
 
 
 def states_of(call: Call) -> list[Value]:
@@ -307,21 +361,20 @@ def _loop(e: Emitter, call: Call, note: bool = False) -> tuple[Value, ...]:
     return e.control("Loop", *call.inputs[:2], *begin, bodies={"body": body}, facts=facts)
 
 
-def _scan(e: Emitter, call: Call, note: bool = False) -> tuple[Value, ...]:
-    begin, scan = states_of(call), Scanned(call)
+def _scan(e: Emitter, call: Call) -> tuple[Value, ...]:
+    begin, over = states_of(call), Scanned(call)
     with e.body("body") as body:
         given = [body.input("state", Facts(x.dtype, x.facts.shape)) for x in begin]
-        given += [body.input("slice", sliced(x, axis)) for x, axis in zip(scan.inputs, scan.axes, strict=True)]
+        given += [body.input("slice", sliced(t.value, t.axis)) for t in over.tracks]
         names = lay_out(e, call, "body", given)[1]
-        ends = [names[o.name] for o in call.attrs["body"].output]
-        noted = given[: len(begin)] if note else ends[len(begin) :]
-        for y in (*ends[: len(begin)], *noted):
+        results = [names[o.name] for o in call.attrs["body"].output]
+        for y in results:
             body.output(y)
-    axes = [0] * len(noted) if note else [scan.output_axis(k, y.rank) for k, y in enumerate(noted)]
+    made = results[len(begin) :]
+    ends = [(over.output_axis(k, y.rank), bool(over.output_directions[k])) for k, y in enumerate(made)]
     facts = [Facts(x.dtype, x.facts.shape) for x in begin]
-    facts += [stacked(y.facts, scan.length, axis) for y, axis in zip(noted, axes, strict=True)]
-    attrs = {k: a for k, a in call.attrs.items() if k != "body" and not (note and k.startswith("scan_output"))}
-    return e.control("Scan", *begin, *scan.inputs, bodies={"body": body}, facts=facts, **attrs)
+    facts += [stacked(y.facts, over.length, axis) for y, (axis, _) in zip(made, ends, strict=True)]
+    return scan(e, body, begin, over.tracks, facts, ends)
 
 
 def stacked(facts: Facts, length: Dim, axis: int) -> Facts:
@@ -350,6 +403,12 @@ class Scanned:
         self._output_axes: list[int] = list(attrs.get("scan_output_axes") or [0] * outputs)
         axes = list(attrs.get("scan_input_axes") or [0] * self.count)
         self.axes = [axis % x.rank for axis, x in zip(axes, self.inputs, strict=True)]
+
+    @property
+    def tracks(self) -> list[Track]:
+        """Its scan inputs."""
+        backs = map(bool, self.directions)
+        return [Track(x, axis, back) for x, axis, back in zip(self.inputs, self.axes, backs, strict=True)]
 
     @property
     def length(self) -> Dim:

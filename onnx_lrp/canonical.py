@@ -22,7 +22,7 @@ from onnx_lrp.folding import fold_affine, fold_affine_right
 from onnx_lrp.model import Source
 from onnx_lrp.pads import explicit_pads
 from onnx_lrp.quantized import see_dequantized
-from onnx_lrp.recurrent import unroll
+from onnx_lrp.recurrent import see_layers, see_steps
 from onnx_lrp.view import View, read_view
 
 
@@ -49,7 +49,8 @@ def see(v: View, fold_batchnorm: bool = True) -> None:
         see_logits_of_two_classes,
         see_dequantized,
         _widen,
-        unroll,
+        see_steps,
+        see_layers,
         explicit_pads,
         _plain_gemm,
         _constant_division,

@@ -110,7 +110,8 @@ class Inside:
             found, carried = self._turn(e, call, inner, body, [(inner.ends[k], r) for k, r in slices.items()], outer)
             body.inputs += scanned
             active = [i for i in range(over.count) if given[over.first + i].facts.active]
-            for x in (*carried, *(_full(e, found, given[over.first + i]) for i in active)):
+            sent = {i: _sent(e, found, given[over.first + i]) for i in active}
+            for x in (*carried, *(x for x, _ in sent.values())):
                 body.output(x)
         tracks = [*noted, *over.tracks, *(Track(r, *ends[k]) for k, r in asked.items())]
         results = scan(
@@ -121,7 +122,10 @@ class Inside:
             [_plain(x) for x in (*carried, *(over.inputs[i] for i in active))],
             [(over.axes[i], not over.directions[i]) for i in active],
         )
-        by_index = {over.first + i: r for i, r in zip(active, results[len(carried) :], strict=True)}
+        by_index = {
+            over.first + i: Relevance(r, over.inputs[i] if sent[i][1] else None)
+            for i, r in zip(active, results[len(carried) :], strict=True)
+        }
         return self._shared(e, call, inner, arrived, results[: len(carried)], by_index)
 
     def _loop(self, e: Emitter, call: Call, arrived: Sequence[Value | None]) -> Sequence[Relevance | None]:
@@ -181,7 +185,7 @@ class Inside:
         inner: Inner,
         arrived: Sequence[Value | None],
         results: Sequence[Value],
-        by_index: dict[int, Value],
+        by_index: dict[int, Relevance],
     ) -> Sequence[Relevance | None]:
         """Relevance of every input, from what was carried back to before the first step."""
         states, rest = results[: len(inner.live)], results[len(inner.live) :]
@@ -189,7 +193,7 @@ class Inside:
         lost = [r for k, r in enumerate(arrived[: len(inner.states)]) if r is not None and k not in inner.live]
         for k, r in zip(inner.live, states, strict=True):
             if call.given(offset + k).facts.active:
-                by_index[offset + k] = r
+                by_index[offset + k] = Relevance(r)
             else:  # a state that begins with a constant
                 lost.append(r)
         self._lose(e, call, lost)
@@ -392,14 +396,14 @@ def _outer(call: Call) -> list[Value]:
     return list(dict.fromkeys(x for x in outside if x is not None and x.facts.active))
 
 
-def _by_input(call: Call, own: Mapping[int, Value], outer: Mapping[Value, Value]) -> list[Relevance | None]:
+def _by_input(call: Call, own: Mapping[int, Relevance], outer: Mapping[Value, Value]) -> list[Relevance | None]:
     """Relevance of every input of a call; an outer tensor that is read by two names gets it once."""
     shares: list[Relevance | None] = [None] * len(call.inputs)
     for i, r in own.items():
-        shares[i] = Relevance(r)
+        shares[i] = r
     first = len(own_inputs(call))
-    for x, r in outer.items():
-        shares[call.inputs.index(x, first)] = Relevance(r)
+    for x, total in outer.items():
+        shares[call.inputs.index(x, first)] = Relevance(total)
     return shares
 
 
@@ -416,6 +420,12 @@ def _itself(value: Value) -> Value:
 def _full(e: Emitter, found: Mapping[Value, Relevance], x: Value) -> Value:
     """The relevance of a tensor in its shape; zeros where none came."""
     return expand_like(e, found[x].whole(e), x) if x in found else zeros_like(e, x)
+
+
+def _sent(e: Emitter, found: Mapping[Value, Relevance], x: Value) -> tuple[Value, bool]:
+    """The relevance of a slice as it leaves the body, and whether as a factor of the slice."""
+    factored = x in found and found[x].of is x
+    return (expand_like(e, found[x].factor, x), True) if factored else (_full(e, found, x), False)
 
 
 def _plain(x: Value) -> Facts:

@@ -31,6 +31,7 @@ ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | gs.Gr
 _NEWEST_OPSET = 26  # the newest that ONNX Runtime 1.31 loads
 _SMALL = 1024  # bytes; tensors up to this stay in the skeleton, because shapes may be computed from them
 _PROTOBUF_LIMIT = 2**31 - 2**20
+ROLE = "onnx_lrp.role"  # metadata of a node in a body of ours: what the walk knows it as
 
 
 @dataclass

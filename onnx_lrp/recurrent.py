@@ -1,43 +1,33 @@
-"""LSTM, GRU and RNN seen as the operators that they stand for, step by step.
+"""LSTM, GRU and RNN seen as the operators that they stand for: layers of the inputs, and a Scan over the steps.
 
-The source keeps its fused node, and what follows reads the fused outputs. Only the view changes: the steps are emitted
-beside it, where the walk needs their inner tensors. One MatMul makes what the inputs bring to all gates of all steps;
-each step adds what its state brings. The product of a gate and its signal has the role of a gate, by which the rule for
-gates (Arras et al. 2017, sec. 3.1) knows it.
-
-Equations: ONNX operator schemas LSTM-14, GRU-14, RNN-14; what these leave open is as ONNX Runtime has it.
+The source keeps its fused node, and what follows reads the fused outputs. Only the view changes: a MatMul for every
+gate makes what the inputs bring to it in all steps; a Scan for every direction runs over these, whose body is written
+in :mod:`onnx_lrp.cells`; and its results are joined to what the node makes. The hidden states before every step are
+those that the fused operator has put out, so that they need no second run. A single step is no loop, and is written
+out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from onnx_lrp.adjoints.shapes import ints
+from onnx_lrp.adjoints.shapes import arange_like, as_int64, concat_ints, dim_of, ints
+from onnx_lrp.cells import GATES, STATES, Form, Function, functions_of, step_of, strange
 from onnx_lrp.emit import Call, Operand, Value
+from onnx_lrp.subgraphs import free_names
+from onnx_lrp.unroll import unrolled
 from onnx_lrp.view import View
 
-# Gates per operator, in the order of its weights: input, output, forget, cell; update, reset, hidden.
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-_DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
-LONGEST = 256  # steps that are written out; the explained graph grows by some fifty operators with each
-
-# Which of alpha and beta an activation takes, and what ONNX Runtime takes where nothing is given.
-_ALPHA = {"Affine": 0.0, "LeakyRelu": 0.01, "ThresholdedRelu": 0.0, "ScaledTanh": 0.0, "HardSigmoid": 0.2, "Elu": 1.0}
-_BETA = {"Affine": 0.0, "ScaledTanh": 0.0, "HardSigmoid": 0.5}
-_PLAIN = ("Sigmoid", "Tanh", "Relu", "Softsign", "Softplus")
-
-Activation = Callable[[Value], Value]
-State = tuple[Value | None, ...]  # hidden (and cell) state, (1, N, H); None where it is zero
-Step = Callable[[int, State], list[Value]]
+LONGEST = 256  # steps that are written out where a runtime may lack Scan; the graph grows by fifty operators with each
 
 
-def unroll(v: View) -> None:
+def see_steps(v: View) -> None:
     """See recurrent operators as their steps; those that cannot be seen so are refused."""
     known = {id(call) for call in v.calls}
     calls: list[Call] = []
@@ -47,7 +37,7 @@ def unroll(v: View) -> None:
             continue
         reason = _obstacle(call)
         if reason:
-            call.refused = (reason, "export the model with a fixed sequence length")
+            call.refused = (reason, "explain a tensor before it with output=, or export the model without it")
             calls.append(call)
             continue
         with v.e.scope(call.site, doc=f"steps of {call.op} {call.site}"):
@@ -59,16 +49,26 @@ def unroll(v: View) -> None:
     v.calls = calls
 
 
+def see_layers(v: View) -> None:
+    """See what goes into a gate as one linear layer: a MatMul of the state, to which the rest is added as a bias."""
+    uses, makers = v.uses(), v.producers()
+    merged: dict[Call, Call] = {}
+    for call in v.calls:
+        maker = makers.get(call.given(0)) if call.role == "layer" and call.op == "Add" else None
+        if maker is not None and maker.op == "MatMul" and len(maker.inputs) == 2 and uses[maker.output] == 1:
+            call.op, call.inputs = "MatMul", (*maker.inputs, call.given(1))
+            merged[maker] = call
+    v.calls = [call for call in v.calls if call not in merged]
+
+
 def _obstacle(call: Call) -> str:
-    """Why a recurrent operator cannot be written out step by step; "" if it can."""
-    length = call.given(0).shape[int(call.attrs.get("layout", 0))]
-    if not isinstance(length, int):
-        return "the length of its sequence is dynamic, and only a fixed one is explained"
-    if not 0 < length <= LONGEST:
-        return f"its sequence has {length} steps, and 1 to {LONGEST} are explained"
-    functions = call.attrs.get("activations") or ()
-    strange = [f for f in functions if f not in _PLAIN and f not in _ALPHA]
-    return f"its activation {strange[0]} is unknown" if strange else ""
+    """Why a recurrent operator cannot be seen as its steps; "" if it can."""
+    if any(not isinstance(n, int) for n in call.given(2).shape):
+        return "the size of its weights is unknown"
+    if call.given(0).shape[int(call.attrs.get("layout", 0))] == 0:
+        return "its sequence has no steps"
+    function = strange(call.attrs)
+    return f"its activation {function} is unknown" if function else ""
 
 
 class _Steps:
@@ -78,39 +78,45 @@ class _Steps:
         self.e, self.call = v.e, call
         self.made: dict[int, Call] = {}
         self.batch_first = bool(call.attrs.get("layout", 0))
+        self.gates = GATES[call.op]
         self.x = self._time_first(call.given(0))
-        self.length = int(self.x.shape[0] or 0)
+        self.size = int(call.given(2).shape[2] or 0)
         self.states = [None if s is None else self._time_first(s) for s in (call.input(5), call.input(6))]
         self._one_batch(self.x, *(s for s in self.states if s is not None))
-        self.masks = self._masks()
+        self.mask, self.begun = self._masks()
 
     def run(self) -> list[Call]:
         """The calls in order; the last ones make the outputs of the node."""
         ways = _DIRECTIONS[str(self.call.attrs.get("direction", "forward"))]
-        functions = self._activations(len(ways))
+        functions = functions_of(self.call.op, self.call.attrs, len(ways))
         found = [self._direction(d, backwards, functions[d]) for d, backwards in enumerate(ways)]
         outputs = [*self.call.outputs, None, None, None]
+        zero = self.e.const(0, self.x.dtype)
         if outputs[0] is not None:
-            tracks = [self.op("Unsqueeze", self._joined(steps, 0), ints(self.e, [1])) for steps, _ in found]
+            tracks = [track if self.mask is None else self.op("Where", self.mask, track, zero) for track, _ in found]
+            tracks = [self.op("Unsqueeze", track, ints(self.e, [1])) for track in tracks]
             self._finish(self._joined(tracks, 1), outputs[0], [2, 0, 1, 3])
         for k, output in enumerate(outputs[1:3]):
             if output is not None:
-                last = [state[k] for _, state in found]
-                self._finish(self._joined([s for s in last if s is not None], 0), output, [1, 0, 2])
+                last = [s for _, states in found if (s := states[k]) is not None]
+                if self.begun is not None:  # where there was no step at all, ONNX Runtime has zeros
+                    last = [self.op("Where", self.begun, s, zero) for s in last]
+                last = [self.op("Unsqueeze", s, ints(self.e, [0])) for s in last]
+                self._finish(self._joined(last, 0), output, [1, 0, 2])
         return list(self.made.values())
 
     # ---- emitting ------------------------------------------------------------------------------------------------
 
-    def op(self, kind: str, *inputs: Operand, **attrs: Any) -> Value:
+    def op(self, kind: str, *inputs: Operand, role: str = "", **attrs: Any) -> Value:
         """Emit an operator, as one of the calls that the walk sees."""
-        return self.ops(kind, *inputs, outputs=1, **attrs)[0]
+        return self.ops(kind, *inputs, outputs=1, role=role, **attrs)[0]
 
-    def ops(self, kind: str, *inputs: Operand, outputs: int, **attrs: Any) -> tuple[Value, ...]:
+    def ops(self, kind: str, *inputs: Operand, outputs: int, role: str = "", **attrs: Any) -> tuple[Value, ...]:
         """The same for several outputs."""
         values = self.e.ops(kind, *inputs, outputs=outputs, **attrs)
         maker = self.e.producers.get(values[0].name)
         if maker is not None:  # a small constant is folded
-            maker.note = f"step of {self.call.op}"
+            maker.note, maker.role = f"step of {self.call.op}", role
             self.made.setdefault(id(maker), maker)
         return values
 
@@ -126,37 +132,22 @@ class _Steps:
     def _joined(self, parts: Sequence[Value], axis: int) -> Value:
         return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=axis)
 
-    def _parts(self, value: Value, sizes: Sequence[int], axis: int = -1) -> tuple[Value, ...]:
-        """Cut a tensor into pieces along an axis."""
-        if len(sizes) == 1:
+    def _parts(self, value: Value, count: int) -> tuple[Value, ...]:
+        """Cut a tensor into equal pieces along its last axis."""
+        if count == 1:
             return (value,)
-        return self.ops("Split", value, ints(self.e, sizes), outputs=len(sizes), axis=axis)
-
-    def _sum(self, first: Value, *others: Value | None) -> Value:
-        """The sum of those terms that are not zero."""
-        for term in others:
-            first = first if term is None else self.op("Add", first, term)
-        return first
-
-    def _gated(self, gate: Value, signal: Value) -> Value:
-        """A gate times its signal."""
-        value = self.op("Mul", gate, signal)
-        maker = self.e.producers.get(value.name)
-        if maker is not None:
-            maker.role = "gate"
-        return value
+        return self.ops("Split", value, ints(self.e, [self.size] * count), outputs=count, axis=-1)
 
     def _time_first(self, value: Value) -> Value:
         return self.op("Transpose", value, perm=[1, 0, 2]) if self.batch_first else value
 
-    def _of(self, index: int, direction: int) -> Value | None:
-        """What an input (weights, biases) holds for a direction, without the axis of directions."""
-        value = self.call.input(index)
+    def _of(self, value: Value | None, d: int) -> Value | None:
+        """What a tensor (weights, biases, states) holds for a direction, without the axis of directions."""
         if value is None:
             return None
         if value.shape[0] == 1:
             return self.op("Squeeze", value, ints(self.e, [0]))
-        return self.op("Gather", value, self.e.const(direction, np.int64), axis=0)
+        return self.op("Gather", value, self.e.const(d, np.int64), axis=0)
 
     @staticmethod
     def _one_batch(*values: Value) -> None:
@@ -166,157 +157,105 @@ class _Steps:
         for v in values:
             v.facts = replace(v.facts, shape=(v.shape[0], count, v.shape[2]))
 
-    def _initial(self, number: int, direction: int) -> Value | None:
-        """An initial state (1, N, H) of a direction; None where it is zero."""
-        value, d = self.states[number], direction
-        if value is None or value.shape[0] == 1:
-            return value
-        shape = (1, *value.shape[1:])
-        return self.op("Slice", value, ints(self.e, [d]), ints(self.e, [d + 1]), ints(self.e, [0]), shape=shape)
-
-    # ---- what the attributes say ---------------------------------------------------------------------------------
-
-    def _masks(self) -> list[Value | None]:
-        """For every step which samples are that long, as (1, N, 1); None where all are."""
+    def _masks(self) -> tuple[Value | None, Value | None]:
+        """Which steps (T, N, 1) a sample has, and which samples (N, 1) have any; None where that is all."""
         lengths, e = self.call.input(4), self.e
         if lengths is None:
-            return [None] * self.length
-        column = e.op("Unsqueeze", lengths, ints(e, [0, 2]))
-        masks = [e.op("Greater", column, e.const(t, lengths.dtype)) for t in range(self.length)]
-        known = [e.array(mask) for mask in masks]
-        return [None if k is not None and k.all() else mask for mask, k in zip(masks, known, strict=True)]
-
-    def _activations(self, directions: int) -> list[list[Activation]]:
-        """The activations of every direction; alpha and beta are handed out in order to those that take one."""
-        attrs, defaults = self.call.attrs, _DEFAULTS[self.call.op]
-        names = list(attrs.get("activations") or defaults * directions)
-        alphas, betas = (list(attrs.get(f"activation_{k}") or ()) for k in ("alpha", "beta"))
-
-        def number(known: dict[str, float], name: str, given: list[float]) -> float:
-            return (given.pop(0) if given else known[name]) if name in known else 0.0
-
-        functions = [self._activation(n, number(_ALPHA, n, alphas), number(_BETA, n, betas)) for n in names]
-        size = len(defaults)
-        return [functions[d * size : (d + 1) * size] for d in range(directions)]
-
-    def _activation(self, name: str, alpha: float, beta: float) -> Activation:
-        def apply(x: Value) -> Value:
-            if name == "Affine":
-                return self.op("Add", self.op("Mul", x, alpha), beta)
-            if name == "ScaledTanh":
-                return self.op("Mul", self.op("Tanh", self.op("Mul", x, beta)), alpha)
-            attrs = ({"alpha": alpha} if name in _ALPHA else {}) | ({"beta": beta} if name in _BETA else {})
-            return self.op(name, x, **attrs)
-
-        return apply
-
-    def _clipped(self, x: Value) -> Value:
-        """What goes into an activation (but not into the last one of an LSTM)."""
-        bound = self.call.attrs.get("clip")
-        return x if not bound else self.op("Clip", x, -float(bound), float(bound))
+            return None, None
+        steps, known = self.x.shape[0], e.array(lengths)
+        lengths = as_int64(e, lengths)
+        begun = e.op("Unsqueeze", e.op("Greater", lengths, e.const(0, np.int64)), ints(e, [1]))
+        begun_everywhere = known is not None and (known > 0).all()
+        if known is not None and isinstance(steps, int) and (known >= steps).all():
+            return None, None if begun_everywhere else begun
+        column = e.op("Unsqueeze", arange_like(e, self.x, 0), ints(e, [1, 2]))
+        mask = e.op("Less", column, e.op("Unsqueeze", lengths, ints(e, [0, 2])), shape=(*self.x.shape[:2], 1))
+        return mask, None if begun_everywhere else begun
 
     # ---- one direction -------------------------------------------------------------------------------------------
 
-    def _direction(self, d: int, backwards: bool, functions: Sequence[Activation]) -> tuple[list[Value], State]:
-        """The hidden states (1, N, H) in order of time, and the last state."""
-        cell = {"LSTM": self._lstm, "GRU": self._gru, "RNN": self._rnn}[self.call.op](d, functions)
-        state: State = tuple(self._initial(number, d) for number in range(2 if self.call.op == "LSTM" else 1))
-        zero = self.e.const(0, self.x.dtype)
-        steps: list[Value] = []
-        for t in range(self.length)[:: -1 if backwards else 1]:
-            new, mask = cell(t, state), self.masks[t]
-            if mask is not None:  # a sample that has ended keeps its state, and puts out zeros
-                held = [self.op("Where", mask, n, zero if s is None else s) for n, s in zip(new, state, strict=True)]
-                steps.append(self.op("Where", mask, new[0], zero))
-                state = tuple(held)
-            else:
-                steps.append(new[0])
-                state = tuple(new)
-        if self.masks[0] is not None:  # where there was no step at all, ONNX Runtime has zeros
-            state = tuple(None if s is None else self.op("Where", self.masks[0], s, zero) for s in state)
-        return steps[:: -1 if backwards else 1], state
+    def _direction(
+        self, d: int, backwards: bool, functions: Sequence[Function]
+    ) -> tuple[Value, tuple[Value | None, Value | None]]:
+        """The hidden state after every step (T, N, H) in order of time, and the last states (N, H)."""
+        e, call = self.e, self.call
+        outer, brought = self._weights(d)
+        peephole, masked = call.input(7) is not None, self.mask is not None
+        graph = step_of(Form(call.op, call.attrs, functions, self.x.dtype, peephole, "late" in outer, masked))
+        begin = [self._of(s, d) for s in self.states[: len(STATES[call.op])]]
+        shape = concat_ints(e, [dim_of(e, self.x, 1), [self.size]])
+        zeros = e.op("ConstantOfShape", shape, shape=(self.x.shape[1], self.size), value=np.array([0], self.x.dtype))
+        slices = [*brought, *([] if self.mask is None else [self.mask])]
+        last = [self._fused_state(1 + k, d) for k in range(len(begin))]
+        track = self._fused_track(d, backwards, begin[0])
+        back = int(backwards)
+        attrs = {"body": graph, "num_scan_inputs": len(slices), "scan_input_directions": [back] * len(slices)}
+        steps = Call(
+            "Scan",
+            (*(zeros if s is None else s for s in begin), *slices, *(outer[name] for name in free_names(graph))),
+            (*last, track),
+            attrs | {"scan_output_directions": [back]},
+            call.site,
+            note=f"steps of {call.op}",
+            role="recurrent",
+        )
+        length = self.x.shape[0]
+        short = length == 1 or (e.portable and isinstance(length, int) and length <= LONGEST)
+        for part in unrolled(e, steps) if short else [steps]:
+            self.made[id(part)] = part
+        return track, (last[0], last[1] if len(last) > 1 else None)
 
-    def _weights(self, d: int) -> tuple[Value, Value, Value | None, Value | None]:
-        """Weights of inputs (I, gates * H) and states (H, gates * H), and the biases of both (gates * H) or none."""
-        inputs, states = (self.op("Transpose", self._of(index, d), perm=[1, 0]) for index in (1, 2))
-        biases = self._of(3, d)
-        if biases is None:
-            return inputs, states, None, None
-        size = int(biases.shape[0] or 0) // 2
-        b, rb = self._parts(biases, [size, size])
-        return inputs, states, b, rb
+    def _weights(self, d: int) -> tuple[dict[str, Value], list[Value]]:
+        """What the body of the Scan reads from outside, and what the inputs bring to each gate (T, N, H)."""
+        gates, call = self.gates, self.call
+        inputs, states = (
+            self._parts(self.op("Transpose", self._of(call.given(k), d), perm=[1, 0]), len(gates)) for k in (1, 2)
+        )
+        outer = {f"recurrent/{gate}": w for gate, w in zip(gates, states, strict=True)}
+        biases: Sequence[Value | None] = [None] * len(gates)
+        given = self._of(call.input(3), d)
+        if given is not None:
+            parts = self._parts(given, 2 * len(gates))
+            pairs = list(zip(parts[: len(gates)], parts[len(gates) :], strict=True))
+            if call.op == "GRU" and call.attrs.get("linear_before_reset", 0):
+                outer["late"] = pairs[-1][1]  # what the state brings is reset together with its bias
+            biases = [
+                a if gate == "candidate" and "late" in outer else self.op("Add", a, b)
+                for gate, (a, b) in zip(gates, pairs, strict=True)
+            ]
+        watch = self._of(call.input(7), d)
+        if watch is not None:
+            outer |= {f"peephole/{gate}": p for gate, p in zip(gates, self._parts(watch, 3), strict=False)}
+        brought = []
+        for weight, bias in zip(inputs, biases, strict=True):
+            product = self.op("MatMul", self.x, weight, role="summand")
+            brought.append(product if bias is None else self.op("Add", product, bias, role="summand"))
+        return outer, brought
 
-    def _from_inputs(self, weights: Value, bias: Value | None) -> tuple[Value, ...]:
-        """What the inputs bring to the gates, (1, N, gates * H) for each step."""
-        return self._parts(self._sum(self.op("MatMul", self.x, weights), bias), [1] * self.length, axis=0)
+    # ---- what the fused operator makes -----------------------------------------------------------------------------
 
-    def _from_state(self, state: Value | None, weights: Value) -> Value | None:
-        """What the state brings to the gates; None where it is zero."""
-        return None if state is None else self.op("MatMul", state, weights)
+    def _fused_state(self, output: int, d: int) -> Value | None:
+        """The last state (N, H) of a direction, if it is asked for."""
+        value = self.call.outputs[output] if output < len(self.call.outputs) else None
+        return None if value is None else self._chosen(value, 1 if self.batch_first else 0, d)
 
-    def _lstm(self, d: int, functions: Sequence[Activation]) -> Step:
-        weights, recurrent, b, rb = self._weights(d)
-        brought = self._from_inputs(weights, b and self._sum(b, rb))
-        size, peep, (f, g, h) = _size(recurrent), self._of(7, d), functions
-        watch: Sequence[Value | None] = [None] * 3 if peep is None else self._parts(peep, [size] * 3)
+    def _fused_track(self, d: int, backwards: bool, begin: Value | None) -> Value:
+        """The hidden state after every step (T, N, H); where a sample has ended anything, but what it begins with."""
+        e, call = self.e, self.call
+        whole = call.outputs[0] if call.outputs else None
+        if whole is None:
+            steps, count, _ = self.x.shape
+            shape = (count, steps, None, self.size) if self.batch_first else (steps, None, count, self.size)
+            whole = e.op(call.op, *call.inputs, shape=shape, **call.attrs)
+        track = self._chosen(whole, 2 if self.batch_first else 1, d)
+        track = e.op("Transpose", track, perm=[1, 0, 2]) if self.batch_first else track
+        if backwards and self.mask is not None and begin is not None:  # it comes to its last steps first
+            track = e.op("Where", self.mask, track, begin)
+        return e.op("Identity", track, label="hidden", shape=(*self.x.shape[:2], self.size))
 
-        def seen(gate: Value, cell: Value | None, weight: Value | None) -> Value:
-            """The gate with what it sees of the cell through its peephole."""
-            return gate if cell is None or weight is None else self._sum(gate, self.op("Mul", cell, weight))
-
-        def step(t: int, state: State) -> list[Value]:
-            before, cell = state
-            gates = self._sum(brought[t], self._from_state(before, recurrent))
-            i, o, forget, c = self._parts(gates, [size] * 4)
-            enter = f(self._clipped(seen(i, cell, watch[0])))
-            kept = None
-            if cell is not None:
-                coupled = self.call.attrs.get("input_forget", 0)
-                keep = self.op("Sub", 1.0, enter) if coupled else f(self._clipped(seen(forget, cell, watch[2])))
-                kept = self._gated(keep, cell)
-            new = self._sum(self._gated(enter, g(self._clipped(c))), kept)
-            return [self._gated(f(self._clipped(seen(o, new, watch[1]))), h(new)), new]
-
-        return step
-
-    def _gru(self, d: int, functions: Sequence[Activation]) -> Step:
-        weights, recurrent, b, rb = self._weights(d)
-        size, (f, g) = _size(recurrent), functions
-        switches, hidden = self._parts(recurrent, [2 * size, size])
-        bias, late = b and self._sum(b, rb), None
-        after = bool(self.call.attrs.get("linear_before_reset", 0))
-        if after and b is not None and rb is not None:
-            # What the state brings is reset together with its bias.
-            (first, own), (second, late) = (self._parts(v, [2 * size, size], axis=0) for v in (b, rb))
-            bias = self.op("Concat", self.op("Add", first, second), own, axis=0)
-        brought = self._from_inputs(weights, bias)
-
-        def step(t: int, state: State) -> list[Value]:
-            (before,) = state
-            both, own = self._parts(brought[t], [2 * size, size])
-            gates = self._sum(both, self._from_state(before, switches))
-            update, reset = (f(self._clipped(part)) for part in self._parts(gates, [size, size]))
-            if after:
-                terms = [v for v in (self._from_state(before, hidden), late) if v is not None]
-                through = self._gated(reset, self._sum(*terms)) if terms else None
-            else:
-                through = self._from_state(before and self._gated(reset, before), hidden)
-            new = self._gated(self.op("Sub", 1.0, update), g(self._clipped(self._sum(own, through))))
-            return [self._sum(new, before and self._gated(update, before))]
-
-        return step
-
-    def _rnn(self, d: int, functions: Sequence[Activation]) -> Step:
-        weights, recurrent, b, rb = self._weights(d)
-        brought = self._from_inputs(weights, b and self._sum(b, rb))
-
-        def step(t: int, state: State) -> list[Value]:
-            total = self._sum(brought[t], self._from_state(state[0], recurrent))
-            return [functions[0](self._clipped(total))]
-
-        return step
-
-
-def _size(recurrent: Value) -> int:
-    """The hidden size, from the weights of the states."""
-    return int(recurrent.shape[0] or 0)
+    def _chosen(self, value: Value, axis: int, d: int) -> Value:
+        """What a result holds for a direction."""
+        e = self.e
+        if self.call.attrs.get("direction", "forward") != "bidirectional":
+            return e.op("Squeeze", value, ints(e, [axis]))
+        return e.op("Gather", value, e.const(d, np.int64), axis=axis)

@@ -187,12 +187,14 @@ def _run(
             e.book(call, "stabilizer", lambda: expand_like(e, relevance.whole(e), call.output) * branch.weight)
         return
     terms, z, held = found
-    quotient = _quotient(e, call, relevance, z, rule.epsilon, branch, held)
+    # What is only added to another layer was divided there by the sum of all, stabilizer included.
+    epsilon = 0.0 if call.role == "summand" and relevance.of is z else rule.epsilon
+    quotient = _quotient(e, call, relevance, z, epsilon, branch, held)
     if quotient is None:
         return
     if branch.weight != 1.0:
         quotient = quotient * branch.weight
-    _account(e, call, roles, terms, quotient, rule.epsilon, z, exact=relevance.of is z)
+    _account(e, call, roles, terms, quotient, epsilon, z, exact=relevance.of is z)
     for term, applied, live in terms:
         signal = quotient if term.factor == 1.0 else quotient * term.factor
         pieces = adjoint(e, applied, [signal], live)
@@ -374,6 +376,9 @@ def _account(
                     continue
                 signal = s if term.factor == 1.0 else s * term.factor
                 pulled = adjoint_of_bias(e, applied, signal, i, original)
+                total = pulled if total is None else total + pulled
+            if roles.inputs == (roles.slot,):  # a product of constants, to which something live is added
+                pulled = s * (applied.output - applied.given(roles.inputs[0]))
                 total = pulled if total is None else total + pulled
         return total
 

@@ -23,7 +23,7 @@ from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Dim, Facts, Shape
 from onnx_lrp.inference import RANDOM, named
 from onnx_lrp.lifting import Track, scan
-from onnx_lrp.model import array_of, attributes_of
+from onnx_lrp.model import ROLE, array_of, attributes_of
 
 # Attributes that hold the bodies.
 BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
@@ -72,7 +72,8 @@ def read_node(node: onnx.NodeProto, names: Mapping[str, Value], site: str) -> Ca
     """A node as a call, its outputs still empty; what its bodies read are its last inputs."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     inputs = tuple(names.get(name) if name else None for name in node.input)
-    call = Call(node.op_type, inputs, (), attributes_of(node), site, domain)
+    role = next((p.value for p in node.metadata_props if p.key == ROLE), "")
+    call = Call(node.op_type, inputs, (), attributes_of(node), site, domain, role=role)
     if is_control(call):
         call.inputs += tuple(names.get(name) for name in read_outside(call))
     return call

@@ -118,7 +118,9 @@ class Call:
         domain: operator set it belongs to; "" for ai.onnx.
         note: how the view came to see it, for the rule table.
         refused: why a pass found that it cannot be explained, and what the user can do about it.
-        role: what a pass recognised it as: "gate" for a product of which the first factor says how much of the second.
+        role: what a pass recognised it as: "gate" for a product of which the first factor says how much of the second;
+            "layer" for what goes into a gate, a linear layer of input and state; "summand" for what is only added to
+            such a layer; "complement" for one minus a gate; "recurrent" for the steps of an LSTM, GRU or RNN.
     """
 
     op: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,11 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_lrp import model as models
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.adjoints.shapes import expand_like, zeros_like
-from onnx_lrp.backward import Relevance, gradient, reverse
-from onnx_lrp.canonical import view
+from onnx_lrp.backward import Relevance, Step, gradient, reverse
+from onnx_lrp.canonical import see, view
+from onnx_lrp.control import Around, Inside
 from onnx_lrp.emit import Call, Value
 from onnx_lrp.facts import Facts
+from onnx_lrp.places import Beyond
 from onnx_lrp.reference import to_double
+from onnx_lrp.subgraphs import is_control
 from onnx_lrp.view import View
 from tests.adjoint_reference import run_onnxruntime, run_reference
 
@@ -41,12 +45,20 @@ def influenced(v: View, wanted: Sequence[Value]) -> list[Call]:
     calls = []
     for call in v.calls:
         outputs = [o for o in call.outputs if o is not None and o.dtype.kind == "f"]
-        if outputs and reached.intersection(call.inputs) and OPERATORS[call.op].adjoint is not None:
+        if outputs and reached.intersection(call.inputs) and (is_control(call) or OPERATORS[call.op].adjoint):
             calls.append(call)
             reached.update(outputs)
     for value in reached:
         value.facts = replace(value.facts, active=True)
     return calls
+
+
+def _gradient_step(call: Call) -> Step:
+    """The gradient, also inside a Scan."""
+    if not is_control(call):
+        return gradient
+    around = Around([Beyond()] * len(call.inputs), [Beyond()] * len(call.outputs))
+    return Inside(around, lambda *inside: _gradient_step, lambda: nullcontext(list), see, False)
 
 
 def gradient_model(
@@ -69,7 +81,7 @@ def gradient_model(
         y = v.value(name)
         if y.facts.active and (seeded is None or name in seeded):
             seeds[y] = Relevance(e.parameter(f"cotangent/{name}", None, Facts(y.dtype, y.shape)))
-    found = reverse(e, calls, seeds, lambda call: gradient, values)
+    found = reverse(e, calls, seeds, _gradient_step, values)
     outputs = []
     for name, x in zip(wanted, values, strict=True):
         full = expand_like(e, found[x].whole(e), x) if x in found else zeros_like(e, x)

@@ -189,7 +189,7 @@ def _common_batch(v: View, chain: Sequence[Call], moved: Sequence[Value], others
 
     Several versions fit in one batch only where nothing depends on how long it is but through these tensors.
     """
-    if any(is_control(call) for call in chain):
+    if any(is_control(call) and call.role != "recurrent" for call in chain):
         return None  # which way it goes may depend on every version in the batch
     names = {x.shape[0] if x.shape else None for x in (*moved, *others)}
     name = names.pop()

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             explainer = _explainer(path, args.steps, chunk, args.threads)
             runs[f"chunk {chunk}"] = lambda explainer=explainer: explainer(x)
         runs["captum, 4 steps a batch"] = _captum(net, x, args.steps, args.threads)
-        times = _medians(runs, args.repeats)
+        times = medians(runs, args.repeats)
         for name, seconds in times.items():
             chunk = int(name.split()[1]) if name.startswith("chunk") else 0
             peak = f"{_peak(path, args.steps, chunk, args.threads):9.0f}" if chunk else ""
@@ -73,7 +73,7 @@ def _captum(net: Any, x: np.ndarray, steps: int, threads: int) -> Callable[[], A
     return lambda: method.attribute(inputs, target=target, n_steps=steps, internal_batch_size=4)
 
 
-def _medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Seconds of each, all taking turns after one run that does not count; short ones are run several times a turn."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():

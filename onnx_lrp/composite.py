@@ -137,7 +137,7 @@ RULES: dict[str, Callable[..., Step]] = {
     "pass": _fixed(special.pass_through),
     "route": _fixed(special.route),
     "winner_takes_all": _fixed(special.winner_takes_all),
-    "proportional": special.ProportionalPool,
+    "proportional": special.Proportional,
     "batchnorm_absolute": _fixed(special.batchnorm_absolute),
     "share": special.Share,
     "gate": _gate,

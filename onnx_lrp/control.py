@@ -109,7 +109,7 @@ class Inside:
             scanned, body.inputs = body.inputs, []
             found, carried = self._turn(e, call, inner, body, [(inner.ends[k], r) for k, r in slices.items()], outer)
             body.inputs += scanned
-            active = [i for i in range(over.count) if given[over.first + i].facts.active]
+            active = [i for i in range(over.count) if given[over.first + i] in found]
             sent = {i: _sent(e, found, given[over.first + i]) for i in active}
             for x in (*carried, *(x for x, _ in sent.values())):
                 body.output(x)
@@ -424,8 +424,8 @@ def _full(e: Emitter, found: Mapping[Value, Relevance], x: Value) -> Value:
 
 def _sent(e: Emitter, found: Mapping[Value, Relevance], x: Value) -> tuple[Value, bool]:
     """The relevance of a slice as it leaves the body, and whether as a factor of the slice."""
-    factored = x in found and found[x].of is x
-    return (expand_like(e, found[x].factor, x), True) if factored else (_full(e, found, x), False)
+    factored = found[x].of is x
+    return expand_like(e, found[x].factor if factored else found[x].whole(e), x), factored
 
 
 def _plain(x: Value) -> Facts:

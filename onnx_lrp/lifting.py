@@ -218,29 +218,29 @@ class _Scan:
         body = self.body
         uses = Counter(name for call in body.calls.values() for name in read_by(call))
         uses.update(v.name for v in body.outputs)
+        factors = [parts for call in body.calls.values() if (parts := self._factor(call)) is not None]
+        links = Counter(base.name for base, _, _ in factors)
         chains: dict[Value, tuple[Value, list[_Outer], list[_Outer]]] = {}
+        absorbed: set[Value] = set()
         for call in body.calls.values():
             parts = self._factor(call)
             if parts is None:
                 continue
             base, factor, divides = parts
-            start = chains.pop(base) if base in chains and uses[base.name] == 1 else (base, [], [])
+            # A link that only products read is part of each of them.
+            within = base in chains and uses[base.name] == links[base.name]
+            start = chains[base] if within else (base, [], [])
+            absorbed |= {base} if within else set()
             chains[call.output] = (start[0], [*start[1], *[factor] * (not divides)], [*start[2], *[factor] * divides])
-        makers = {c.output: n for n, c in body.calls.items() if c.output in chains}
+        makers = {c.outputs[0]: n for n, c in body.calls.items()}
         for v, (base, up, down) in chains.items():
-            if len(up) + len(down) < 2:
+            if v in absorbed or len(up) + len(down) < 2:
                 continue
             with self.e.scope(v.name, doc="factors of a product, for all steps at once"):
                 factor = self._product(up, down)
             maker, known = body.calls[makers[v]], self._inside(factor, v)
             body.calls[makers[v]] = replace(maker, op="Mul", inputs=(base, known), attrs={})
-        dead = True
-        while dead:  # links of chains
-            needed = {v.name for v in body.outputs} | {n for c in body.calls.values() for n in read_by(c)}
-            links = [n for n, c in body.calls.items() if all(v is None or v.name not in needed for v in c.outputs)]
-            dead = bool(links)
-            for n in links:
-                del body.calls[n]
+        body.prune()  # links of chains
 
     def _factor(self, call: Call) -> tuple[Value, _Outer, bool] | None:
         """Of a product or quotient: what waits, what is known outside, and whether that divides."""

@@ -42,6 +42,11 @@ class Place:
         """True for a layer with constant weights."""
         return _counts(self.call) == 1
 
+    @property
+    def live(self) -> int:
+        """How many inputs depend on the explained ones; what is added in a layer of a gate does not count."""
+        return _live(self.call)
+
     def at(self, position: str) -> bool:
         """Whether the call stands at a named position.
 
@@ -59,7 +64,12 @@ class Place:
 
 def _counts(call: Call) -> int:
     """1 for a layer with constant weights, or a body with such, else 0."""
-    return int((call.op in WEIGHTED and len(call.active) == 1) or weighted_nodes(call, WEIGHTED))
+    return int((call.op in WEIGHTED and _live(call) == 1) or weighted_nodes(call, WEIGHTED))
+
+
+def _live(call: Call) -> int:
+    added = call.role == "layer" and OPERATORS[call.op].bias in call.active
+    return max(len(call.active) - added, min(len(call.active), 1))
 
 
 @dataclass(frozen=True)
@@ -168,5 +178,5 @@ def _holds(key: str, options: Sequence[Any], place: Place) -> bool:
         case "consumer":
             return not place.consumers.isdisjoint(options)
         case "live":
-            return len(place.call.active) in options
+            return place.live in options
     raise AssertionError(f"no condition is called '{key}'")

@@ -19,7 +19,7 @@ Function = Callable[[Array], Array]
 def _function(name: str, alpha: Iterator[float], beta: Iterator[float]) -> Function:
     """An activation; alpha and beta are taken from what is given for those that have one, in order.
 
-    The schemas leave some defaults open: they are those of ONNX Runtime.
+    The schemas leave some defaults open: they are those of ONNX Runtime, in float32 as all attributes.
     """
     if name == "Affine":
         a, b = next(alpha, 0.0), next(beta, 0.0)
@@ -28,10 +28,10 @@ def _function(name: str, alpha: Iterator[float], beta: Iterator[float]) -> Funct
         a, b = next(alpha, 0.0), next(beta, 0.0)
         return lambda x: a * np.tanh(b * x)
     if name == "HardSigmoid":
-        a, b = next(alpha, 0.2), next(beta, 0.5)
+        a, b = next(alpha, float(np.float32(0.2))), next(beta, 0.5)
         return lambda x: np.clip(a * x + b, 0, 1)
     if name == "LeakyRelu":
-        a = next(alpha, 0.01)
+        a = next(alpha, float(np.float32(0.01)))
         return lambda x: np.where(x < 0, a * x, x)
     if name == "ThresholdedRelu":
         a = next(alpha, 0.0)

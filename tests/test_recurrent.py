@@ -20,6 +20,7 @@ from onnx_lrp.canonical import view
 from onnx_lrp.cells import GATES
 from onnx_lrp.errors import UnsupportedOps
 from onnx_lrp.replay import replay
+from tests import recurrent_oracle
 from tests.adjoint_reference import run_onnxruntime
 from tests.adjoint_tools import cotangents_for, gradient_model, off_slope, run_reference
 from tests.support import run_double, worst
@@ -86,6 +87,7 @@ class Cell:
         outputs = [o if o in self.outputs else "" for o in ("yhc" if self.op == "LSTM" else "yh")]
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         axes: dict[str, Sequence[str | int]] = {"x": ("N", "T", INPUTS) if self.batch_first else ("T", "N", INPUTS)}
+        axes |= dict.fromkeys(("h0", "c0"), ("N", self.ways, HIDDEN) if self.batch_first else (self.ways, "N", HIDDEN))
         graph = helper.make_graph(
             [helper.make_node(self.op, names, outputs, name="cell", hidden_size=HIDDEN, **self.attrs)],
             "recurrent",
@@ -343,6 +345,61 @@ def test_gates_are_constants_and_the_signal_takes_all(name: str, tmp_path: Path)
     assert worst(found["relevance/x"], (wide.grad * wide).detach().numpy()) <= 1e-9
     total = found["relevance/x"].sum((1, 2)) + found["absorbed"]
     np.testing.assert_allclose(total, found["score"], rtol=1e-9)
+
+
+SHARES = ("gate", "share", "proportional")
+
+
+def assert_relevance_of_the_surrogate(cell: Cell, output: str, rule: str, book: Path, **form: bool) -> None:
+    """Relevance of data and states, and the account, against torch; in ONNX Runtime too where it has the operator."""
+    book.write_text(recurrent_oracle.BOOK.replace("RULE", rule))
+    arrays = cell.arrays()
+    live = [n for n in ("x", "h0", "c0") if n in arrays]
+    tensors = {n: torch.tensor(a, requires_grad=n in live) for n, a in arrays.items()}
+    outputs = recurrent_oracle.surrogate(cell.op, cell.attrs, tensors, cell.lengths, rule)
+    y = run_double(cell.model(), arrays)[output]
+    np.testing.assert_allclose(outputs[output].detach(), y, rtol=1e-12, atol=1e-12)
+    start = np.random.default_rng(3).standard_normal(y.shape) * (y != 0)
+    expected = recurrent_oracle.relevance(outputs, output, torch.tensor(start), tensors)
+    size = max(np.abs(r).max() for r in expected.values())
+    assert size > 0
+    perm = list(range(y.ndim)) if cell.batch_first else {4: [2, 0, 1, 3], 3: [1, 0, 2]}[y.ndim]
+    for dtype, bound in ((np.float64, 1e-9), (np.float32, 1e-4)):
+        if dtype == np.float32 and cell.batch_first:
+            continue  # ONNX Runtime does not run the fused operator
+        model = cell.model(dtype, free=not form)
+        model.graph.node.append(helper.make_node("Transpose", [output], ["samples"], perm=perm))
+        kind = model.graph.output[0].type.tensor_type.elem_type
+        model.graph.output.append(helper.make_tensor_value_info("samples", kind, [None] * y.ndim))
+        options = {"inputs": live, "output": "samples", "start": "input", "ledger": True} | form
+        explained = onnx_lrp.rewrite(model, book, **options).model
+        feeds = {n: a.astype(dtype) for n, a in (arrays | {"start": start.transpose(perm)}).items()}
+        found = (run_double if dtype == np.float64 else run_onnxruntime)(explained, feeds)
+        for n in live:
+            assert np.abs(found[f"relevance/{n}"] - expected[n]).max() <= bound * size, n
+        kept = sum(found[f"relevance/{n}"].sum() for n in live) + found["absorbed"].sum()
+        assert abs(kept - start.sum()) <= bound * max(np.abs(start).sum(), size)
+
+
+@pytest.mark.parametrize("number", range(len(CELLS)), ids=lambda k: str(CELLS[k]))
+def test_relevance_is_that_of_the_surrogate(number: int, tmp_path: Path) -> None:
+    """Every form, with rules and outputs by turns."""
+    cell = CELLS[number]
+    output = cell.outputs[number % len(cell.outputs)] if cell.op == "LSTM" else (cell.outputs * 2)[number % 2]
+    output = output if output != "c" or cell.op == "LSTM" else "h"
+    assert_relevance_of_the_surrogate(cell, output, SHARES[number % 3], tmp_path / "book.toml")
+
+
+@pytest.mark.parametrize("rule", SHARES)
+@pytest.mark.parametrize("op", GATES)
+def test_rules_for_gates_in_a_loop_and_written_out(op: str, rule: str, tmp_path: Path) -> None:
+    both: dict[str, Any] = {"direction": "bidirectional"}
+    for cell, form in (
+        (Cell(op, both, 2, lengths=(2, 4, 1)), {}),
+        (Cell(op, both, 2, lengths=(2, 4, 1)), {"portable": True}),
+        (Cell(op, steps=1), {"portable": False}),
+    ):
+        assert_relevance_of_the_surrogate(cell, "y", rule, tmp_path / "book.toml", **form)
 
 
 def test_a_gate_is_known_through_its_complement(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class ProportionalPool:
         """Relevance of the input."""
         if call.op not in ("MaxPool", "GlobalMaxPool"):
             raise RuleError(
-                f"node '{call.site}': proportional is for MaxPool and GlobalMaxPool, not {call.op}; use norm"
+                f"node '{call.site}': proportional is for MaxPool, GlobalMaxPool and Mul, not {call.op}; use norm"
             )
         if out[0] is None:
             return nothing(call)

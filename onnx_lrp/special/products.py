@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from onnx_lrp.adjoints import OPERATORS, adjoint
+from onnx_lrp.adjoints.shapes import expand_like, reduce_like
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import RuleError
 from onnx_lrp.relevance import adjoint_of_bias, epsilon_rule, stabilized
 from onnx_lrp.special.common import Out, nothing
 from onnx_lrp.special.moving import stop
+from onnx_lrp.special.pooling import ProportionalPool
 from onnx_lrp.view import complemented
 
 
@@ -55,7 +58,10 @@ def _shared(e: Emitter, call: Call, relevance: Relevance, epsilon: float, parts:
 
 @dataclass(frozen=True)
 class Share:
-    """A product of two live tensors: each gets half, by the epsilon rule on 2·y (Achtibat et al. 2024, prop. 3.3)."""
+    """A product of two live tensors: each gets half, by the epsilon rule on 2·y (Achtibat et al. 2024, prop. 3.3).
+
+    Of a gate and its signal (Arras et al. 2019, sec. 11.2.3: LRP-half) also a factor that is not live has its half.
+    """
 
     epsilon: float = 1e-6
 
@@ -64,9 +70,47 @@ class Share:
         live = _live_factors(call, "share")
         if out[0] is None:
             return nothing(call)
-        if len(live) < 2:
+        if call.role == "gate":
+            for _ in range(2 - len(live)):
+                e.book(call, "bias", partial(_half, e, call, out[0], self.epsilon))
+        elif len(live) < 2:
             return epsilon_rule(self.epsilon)(e, call, out)
         return _shared(e, call, out[0], self.epsilon, dict.fromkeys(live, 0.5))
+
+
+def _half(e: Emitter, call: Call, relevance: Relevance, epsilon: float) -> Value:
+    """Half of the relevance of a product, less what its stabilizer takes."""
+    y = call.output
+    return expand_like(e, relevance.whole(e), y) * (y / stabilized(e, y, epsilon)) * 0.5
+
+
+@dataclass(frozen=True)
+class Proportional:
+    """A product of two tensors: each gets the part that its value has in the sum of both.
+
+    R_g = g / (g + s) · R for a gate g and its signal s, stabilized (Ding et al. 2017; Arras et al. 2019, sec. 11.2.3:
+    LRP-prop). Max pools share likewise, see :class:`ProportionalPool`.
+    """
+
+    epsilon: float = 1e-6
+
+    def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
+        """Relevance of the inputs; what a constant factor gets is booked."""
+        if call.op != "Mul":
+            return ProportionalPool(self.epsilon)(e, call, out)
+        if out[0] is None:
+            return nothing(call)
+        total = call.given(0) + call.given(1)
+        stable = stabilized(e, total, self.epsilon)
+        q = expand_like(e, out[0].whole(e), call.output) / stable
+        e.book(call, "stabilizer", lambda: q * (stable - total))
+        shares = list(nothing(call))
+        for i in range(2):
+            if i in call.active:
+                shares[i] = Relevance(reduce_like(e, q, call.given(i)), call.given(i))
+            else:
+                e.book(call, "bias", partial(Relevance(q, call.given(i)).whole, e))
+        return shares
 
 
 # Operators whose output says "how much": what they multiply is the signal. Of two, the one that is nearer to a switch.

@@ -19,12 +19,10 @@ from onnx_lrp.adjoints.shapes import arange_like, as_int64, concat_ints, dim_of,
 from onnx_lrp.cells import GATES, STATES, Form, Function, functions_of, step_of, strange
 from onnx_lrp.emit import Call, Operand, Value
 from onnx_lrp.subgraphs import free_names
-from onnx_lrp.unroll import unrolled
+from onnx_lrp.unroll import is_short, unrolled
 from onnx_lrp.view import View
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-
-LONGEST = 256  # steps that are written out where a runtime may lack Scan; the graph grows by fifty operators with each
 
 
 def see_steps(v: View) -> None:
@@ -199,9 +197,8 @@ class _Steps:
             note=f"steps of {call.op}",
             role="recurrent",
         )
-        length = self.x.shape[0]
-        short = length == 1 or (e.portable and isinstance(length, int) and length <= LONGEST)
-        for part in unrolled(e, steps) if short else [steps]:
+        written_out = self.x.shape[0] == 1 or (e.portable and is_short(steps))
+        for part in unrolled(e, steps) if written_out else [steps]:
             self.made[id(part)] = part
         return track, (last[0], last[1] if len(last) > 1 else None)
 

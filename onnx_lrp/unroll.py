@@ -6,6 +6,14 @@ from onnx_lrp.adjoints.shapes import ints
 from onnx_lrp.emit import Call, Emitter, Operand, Value
 from onnx_lrp.subgraphs import Scanned, lay_out, states_of
 
+LONGEST = 256  # steps that are written out; the graph grows by some fifty operators with each
+
+
+def is_short(call: Call) -> bool:
+    """Whether a Scan can be written out."""
+    length = Scanned(call).length
+    return isinstance(length, int) and 0 < length <= LONGEST
+
 
 def unrolled(e: Emitter, call: Call) -> list[Call]:
     """The steps of a Scan one after another; the last calls make what the Scan makes.

@@ -243,34 +243,92 @@ class Classifier(torch.nn.Module):
         return self.head(self.layer(x)[0].mean(1))
 
 
-def exported(network: torch.nn.Module, x: torch.Tensor) -> onnx.ModelProto:
+def exported(network: torch.nn.Module, x: torch.Tensor, exporter: str = "script") -> onnx.ModelProto:
+    """Exported with a free number of samples; by torch's older exporter also with a free length."""
     buffer = io.BytesIO()
+    names: dict[str, Any] = {"input_names": ["x"], "output_names": ["logits"]}
+    if exporter == "dynamo":
+        return torch.onnx.export(
+            network.eval(), (x,), dynamo=True, verbose=False, dynamic_shapes={"x": {0: "N"}}, **names
+        ).model_proto
     torch.onnx.export(
         network.eval(),
         (x,),
         buffer,
-        input_names=["x"],
-        output_names=["logits"],
-        dynamic_axes={"x": {0: "N"}, "logits": {0: "N"}},
+        dynamic_axes={"x": {0: "N", 1: "T"}, "logits": {0: "N"}},
         opset_version=17,
         dynamo=False,
+        **names,
     )
     return onnx.load_from_string(buffer.getvalue())
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", NETWORKS)
-def test_gradient_is_that_of_torch(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "exporter"),
+    [*((n, "script") for n in NETWORKS), ("lstm_deep_both", "dynamo"), ("gru_deep_both", "dynamo")],
+)
+def test_gradient_is_that_of_torch(name: str, exporter: str) -> None:
     network = Classifier(name)
-    x = torch.from_numpy(np.random.default_rng(1).standard_normal((2, 6, 3)).astype(np.float32))
-    model = exported(network, x)
+    rng = np.random.default_rng(1)
+    x = torch.from_numpy(rng.standard_normal((2, 6, 3)).astype(np.float32))
+    model = exported(network, x, exporter)
     assert {n.op_type for n in model.graph.node} & set(GATES)
     explained = onnx_lrp.rewrite(model, "gradient", target=1).model
-    wide = x.double().requires_grad_()
-    network.double()(wide)[:, 1].sum().backward()
-    expected = wide.grad.numpy()
-    assert worst(run_double(explained, {"x": x.numpy()})["relevance/x"], expected) <= 1e-9
-    assert worst(run_onnxruntime(explained, {"x": x.numpy()})["relevance/x"], expected) <= 1e-5
+    network.double()
+    for shape in ((2, 6, 3), (8, 6, 3), (1, 6, 3), *([(1, 1, 3), (3, 17, 3)] if exporter == "script" else [])):
+        feeds = rng.standard_normal(shape).astype(np.float32)
+        wide = torch.from_numpy(feeds).double().requires_grad_()
+        network(wide)[:, 1].sum().backward()
+        expected = wide.grad.numpy()
+        assert worst(run_double(explained, {"x": feeds})["relevance/x"], expected) <= 1e-9
+        assert worst(run_onnxruntime(explained, {"x": feeds})["relevance/x"], expected) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["lstm_deep_both", "gru_deep_both"])
+def test_methods_of_many_versions_with_a_free_length(name: str) -> None:
+    """Integrated gradients are the mean gradient on the line, computed by torch."""
+    network, count = Classifier(name), 3
+    rng = np.random.default_rng(2)
+    model = exported(network, torch.zeros(2, 6, 3))
+    explained = onnx_lrp.rewrite(model, onnx_lrp.IntegratedGradients(steps=count), target=2).model
+    smooth = onnx_lrp.rewrite(model, onnx_lrp.SmoothGrad(samples=2, noise=0.0), target=2).model
+    network.double()
+    for shape in ((2, 5, 3), (1, 1, 3)):
+        feeds = rng.standard_normal(shape).astype(np.float32)
+        expected = np.zeros(shape)
+        for place, weight in zip(*np.polynomial.legendre.leggauss(count), strict=True):
+            at = torch.from_numpy(feeds).double() * (place + 1) / 2
+            network(at.requires_grad_())[:, 2].sum().backward()
+            expected += weight / 2 * feeds * at.grad.numpy()
+        assert worst(run_double(explained, {"x": feeds})["relevance/x"], expected) <= 1e-9
+        assert worst(run_onnxruntime(explained, {"x": feeds})["relevance/x"], expected) <= 1e-5
+        wide = torch.from_numpy(feeds).double().requires_grad_()
+        network(wide)[:, 2].sum().backward()
+        assert worst(run_onnxruntime(smooth, {"x": feeds})["relevance/x"], wide.grad.numpy()) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_deeplift_goes_through_the_steps() -> None:
+    model = exported(Classifier("lstm"), torch.zeros(2, 6, 3))
+    explained = onnx_lrp.rewrite(model, "deeplift", target=2, shapes={"x": (None, 4, None)}).model
+    feeds = {"x": np.random.default_rng(2).standard_normal((2, 4, 3)).astype(np.float32)}
+    found, at_zero = run_double(explained, feeds), run_double(model, {"x": np.zeros((2, 4, 3), np.float32)})["logits"]
+    assert np.abs(found["delta"]).max() <= 1e-9
+    np.testing.assert_allclose(found["relevance/x"].sum((1, 2)), (found["logits"] - at_zero)[:, 2], atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("method", "layers"), [("gradient", 4), ("epsilon", 1)])
+def test_only_what_waits_is_in_the_loop(method: str, layers: int) -> None:
+    """Backwards one layer for each gate that relevance reaches; gates and what the inputs bring are made outside."""
+    model = onnx_lrp.rewrite(exported(Classifier("lstm"), torch.zeros(2, 6, 3)), method, target=2).model
+    loops = [a.g for node in model.graph.node for a in node.attribute if a.HasField("g")]
+    kinds = [[n.op_type for n in loop.node] for loop in loops]
+    assert [ops.count("MatMul") for ops in kinds] == [0, layers]  # what the cell is; backwards
+    assert not {"Sigmoid", "Tanh", "Div"} & {op for ops in kinds for op in ops}
+    assert sum(n.op_type == "LSTM" for n in model.graph.node) == 1
 
 
 # ---- relevance -------------------------------------------------------------------------------------------------------

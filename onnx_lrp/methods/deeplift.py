@@ -18,7 +18,9 @@ from onnx_lrp.methods.integrated import nodes
 from onnx_lrp.methods.sweep import independent
 from onnx_lrp.places import Place
 from onnx_lrp.replay import leading, replay
+from onnx_lrp.subgraphs import is_control
 from onnx_lrp.target import Seed, Start
+from onnx_lrp.unroll import is_short, unrolled
 from onnx_lrp.view import View
 
 _STILL = 1e-10  # inputs that moved less than this have no slope of their own: their derivative stands in
@@ -79,7 +81,12 @@ class DeepLift:
 
 
 def _parts(e: Emitter, call: Call) -> list[Call]:
-    """A call of several variables as the calls of its body, whose multipliers are exact; itself where it has none."""
+    """A call of several variables as the calls of its body, whose multipliers are exact; itself where it has none.
+
+    A Scan of a known length is seen as its steps.
+    """
+    if is_control(call) and call.op == "Scan" and is_short(call):
+        return [part for step in unrolled(e, call) for part in _parts(e, step)]
     operator = OPERATORS.get(call.op)
     if call.domain or operator is None or operator.verb != "nonlinear" or not has_body(call.op, e.opset):
         return [call]

@@ -299,9 +299,10 @@ def test_methods_of_many_versions_with_a_free_length(name: str) -> None:
         feeds = rng.standard_normal(shape).astype(np.float32)
         expected = np.zeros(shape)
         for place, weight in zip(*np.polynomial.legendre.leggauss(count), strict=True):
-            at = torch.from_numpy(feeds).double() * (place + 1) / 2
+            part, share = (float(np.float32(k / 2)) for k in (place + 1, weight))  # numbers of a float32 model
+            at = torch.from_numpy(feeds).double() * part
             network(at.requires_grad_())[:, 2].sum().backward()
-            expected += weight / 2 * feeds * at.grad.numpy()
+            expected += share * feeds * at.grad.numpy()
         assert worst(run_double(explained, {"x": feeds})["relevance/x"], expected) <= 1e-9
         assert worst(run_onnxruntime(explained, {"x": feeds})["relevance/x"], expected) <= 1e-5
         wide = torch.from_numpy(feeds).double().requires_grad_()

@@ -19,6 +19,7 @@ from onnx_lrp import model as models
 from onnx_lrp.canonical import view
 from onnx_lrp.cells import GATES
 from onnx_lrp.errors import UnsupportedOps
+from onnx_lrp.reference import to_double
 from onnx_lrp.replay import replay
 from tests import recurrent_oracle
 from tests.adjoint_reference import run_onnxruntime
@@ -292,18 +293,18 @@ def test_methods_of_many_versions_with_a_free_length(name: str) -> None:
     network, count = Classifier(name), 3
     rng = np.random.default_rng(2)
     model = exported(network, torch.zeros(2, 6, 3))
-    explained = onnx_lrp.rewrite(model, onnx_lrp.IntegratedGradients(steps=count), target=2).model
+    method = onnx_lrp.IntegratedGradients(steps=count)
+    explained, exact = (onnx_lrp.rewrite(m, method, target=2).model for m in (model, to_double(model)))
     smooth = onnx_lrp.rewrite(model, onnx_lrp.SmoothGrad(samples=2, noise=0.0), target=2).model
     network.double()
     for shape in ((2, 5, 3), (1, 1, 3)):
         feeds = rng.standard_normal(shape).astype(np.float32)
         expected = np.zeros(shape)
         for place, weight in zip(*np.polynomial.legendre.leggauss(count), strict=True):
-            part, share = (float(np.float32(k / 2)) for k in (place + 1, weight))  # numbers of a float32 model
-            at = torch.from_numpy(feeds).double() * part
+            at = torch.from_numpy(feeds).double() * (place + 1) / 2
             network(at.requires_grad_())[:, 2].sum().backward()
-            expected += share * feeds * at.grad.numpy()
-        assert worst(run_double(explained, {"x": feeds})["relevance/x"], expected) <= 1e-9
+            expected += weight / 2 * feeds * at.grad.numpy()
+        assert worst(run_double(exact, {"x": feeds.astype(np.float64)})["relevance/x"], expected) <= 1e-9
         assert worst(run_onnxruntime(explained, {"x": feeds})["relevance/x"], expected) <= 1e-5
         wide = torch.from_numpy(feeds).double().requires_grad_()
         network(wide)[:, 2].sum().backward()

@@ -261,11 +261,7 @@ def _forward(
 
 
 def _hold_epsilon(
-    e: Emitter,
-    call: Call,
-    roles: Roles,
-    epsilon: float,
-    prepared: list[dict[int, Value | None]],
+    e: Emitter, call: Call, roles: Roles, epsilon: float, prepared: list[dict[int, Value | None]]
 ) -> bool:
     """Add epsilon to the bias of the first term if every product and bias is known to be nonnegative."""
     first = prepared[0]

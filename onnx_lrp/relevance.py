@@ -192,8 +192,7 @@ def _run(
     quotient = _quotient(e, call, relevance, z, epsilon, branch, held)
     if quotient is None:
         return
-    if branch.weight != 1.0:
-        quotient = quotient * branch.weight
+    quotient = quotient if branch.weight == 1.0 else quotient * branch.weight
     _account(e, call, roles, terms, quotient, epsilon, z, exact=relevance.of is z)
     for term, applied, live in terms:
         signal = quotient if term.factor == 1.0 else quotient * term.factor

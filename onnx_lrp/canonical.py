@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from onnx_lrp.adjoints.shapes import ints
+from onnx_lrp.attention import see_transformers
 from onnx_lrp.classical import see_logits_of_two_classes, see_primitives
 from onnx_lrp.emit import Value
 from onnx_lrp.errors import ModelError
@@ -53,6 +54,7 @@ def see(v: View, fold_batchnorm: bool = True) -> None:
         explicit_pads,
         _plain_gemm,
         _constant_division,
+        see_transformers,
         _batchnorm_as_affine,
     ):
         run(v)

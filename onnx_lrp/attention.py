@@ -136,10 +136,33 @@ def _zero(v: View, values: list[Value | None]) -> bool:
 # ---- products with a gate --------------------------------------------------------------------------------------------
 
 
-def _gates(v: View) -> None:
-    """Mark products of a signal with what holds it up: x times g(x) element by element, and x times one over a norm.
+# Operators whose output says "how much": what they multiply is the signal. Of two, the one that is nearer to a switch.
+_GATES = {"Sigmoid": 3, "HardSigmoid": 3, "Softmax": 3, "Tanh": 2, "Erf": 2}
 
-    The gate comes first.
+
+def gateness(makers: Mapping[str, Call], value: Value) -> int:
+    """How much of a gate a factor is: 0 unless it comes out of an activation.
+
+    Args:
+        makers: the call that makes a tensor, by its name.
+        value: the factor.
+    """
+    maker = makers.get(value.name)
+    while maker is not None and not maker.domain:
+        if maker.op in _GATES:
+            return _GATES[maker.op]
+        before, known = carried(maker), OPERATORS.get(maker.op)
+        if maker.role == "gate" or (before is None and known is not None and known.verb == "pointwise"):
+            return 1
+        maker = None if before is None else makers.get(before.name)
+    return 0
+
+
+def _gates(v: View) -> None:
+    """Mark products with a gate.
+
+    Of x times g(x), element by element, and of x times one over a norm, the gate comes first. Of two branches, the one
+    that comes out of an activation is the gate.
     """
     makers = v.producers()
     for call in v.calls:
@@ -155,6 +178,9 @@ def _gates(v: View) -> None:
             call.inputs = (gate, signal)
             _note(call, "gate", note)
             break
+        else:
+            if len({gateness(v.e.producers, x) for x in call.inputs if x is not None}) == 2:
+                _note(call, "gated", "gated product")
 
 
 def _unscaled(x: Value, makers: Mapping[Value, Call]) -> Value:

@@ -173,8 +173,13 @@ class Assignment:
         return RULES[self.rule](**self.parameters)
 
     def __str__(self) -> str:
-        parameters = ", ".join(f"{k}={v:g}" if _is_number(v) else f"{k}={v}" for k, v in self.parameters.items())
+        parameters = ", ".join(_parameter(k, v) for k, v in self.parameters.items())
         return f"{self.rule}({parameters})" if parameters else self.rule
+
+
+def _parameter(key: str, value: Any) -> str:
+    """A parameter as the tables show it: a flag that is set by its name alone."""
+    return key if value is True else f"{key}={value:g}" if _is_number(value) else f"{key}={value}"
 
 
 @dataclass(frozen=True)
@@ -460,7 +465,7 @@ def _can_stand(op: str, live: int, position: str) -> bool:
 
 
 def _words(key: str, values: Sequence[Any]) -> str:
-    prefix = {"name": "named ", "role": "as a ", "producer": "fed by ", "consumer": "read by ", "depth": "depth "}.get(
+    prefix = {"name": "named ", "role": "role ", "producer": "fed by ", "consumer": "read by ", "depth": "depth "}.get(
         key, ""
     )
     words = [_PLACES[v] if key == "position" else str(v) for v in values]

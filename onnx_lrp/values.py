@@ -118,7 +118,9 @@ class Call:
         domain: operator set it belongs to; "" for ai.onnx.
         note: how the view came to see it, for the rule table.
         refused: why a pass found that it cannot be explained, and what the user can do about it.
-        role: what a pass recognised it as: "gate" for a product of which the first factor says how much of the second.
+        role: what a pass recognised it as: "gate" for a product of which the first factor says how much of the second;
+            "gated" for one of two branches, one of which comes out of an activation; "scores" for the product before
+            a softmax, "values" for the one after it.
     """
 
     op: str

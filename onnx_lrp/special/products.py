@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onnx_lrp.adjoints import OPERATORS, adjoint
+from onnx_lrp.attention import gateness
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import RuleError
@@ -14,7 +15,6 @@ from onnx_lrp.relevance import adjoint_of_bias, stabilized
 from onnx_lrp.special.common import Out, nothing
 from onnx_lrp.special.moving import stop
 from onnx_lrp.tables import epsilon_rule
-from onnx_lrp.view import carried
 
 
 def _live_factors(call: Call, rule: str) -> list[int]:
@@ -76,10 +76,6 @@ class Share:
         return _shared(e, call, out[0], self.epsilon, self.exact, dict.fromkeys(live, 0.5))
 
 
-# Operators whose output says "how much": what they multiply is the signal. Of two, the one that is nearer to a switch.
-_GATES = {"Sigmoid": 3, "HardSigmoid": 3, "Softmax": 3, "Tanh": 2, "Erf": 2}
-
-
 @dataclass(frozen=True)
 class Gate:
     """Gate times signal: the signal takes all (Arras et al. 2017, sec. 3.1).
@@ -110,21 +106,7 @@ class Gate:
             return 1
         if self.gate != "auto":
             return 1 if self.gate == "first" else 0
-        return 1 if _gateness(e, call.given(0)) > _gateness(e, call.given(1)) else 0
-
-
-def _gateness(e: Emitter, value: Value) -> int:
-    maker = e.producers.get(value.name)
-    while maker is not None and not maker.domain:
-        if maker.op in _GATES:
-            return _GATES[maker.op]
-        if maker.role == "gate":  # an activation that is its input times a gate
-            return 1
-        before, known = carried(maker), OPERATORS.get(maker.op)
-        if before is None and known is not None and known.verb == "pointwise":
-            return 1
-        maker = None if before is None else e.producers.get(before.name)
-    return 0
+        return 1 if gateness(e.producers, call.given(0)) > gateness(e.producers, call.given(1)) else 0
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _after(v: View, y: Value, readers: Mapping[Value, list[Call]]) -> Iterator[C
                     continue
             elif call.op == "Where" and _zero(v, [x for x in call.inputs[1:] if x is not value]):
                 # Probabilities of rows that are masked whole, and with them NaN, are replaced.
-                value.facts = _masked(value)
+                value.facts, y.facts = _masked(value), _masked(y)
             elif carried(call) is not value:
                 continue
             waiting += [o for o in call.outputs if o is not None]

@@ -81,10 +81,6 @@ def expand(e: Emitter, call: Call) -> list[Call] | None:
             if node.op_type == "Constant":
                 known[node.output[0]] = e.const(next(iter(attrs.values())))
                 continue
-            if node.op_type == "CastLike" and inputs[1] is not None:  # the type is known: a constant stays one
-                node.op_type = "Cast"
-                attrs = {"to": int(onnx.helper.np_dtype_to_tensor_dtype(inputs[1].dtype))}
-                inputs = inputs[:1]
             if any(name in own for name in node.output):
                 # The end of the body: its result is what the source's node makes.
                 outputs = tuple(own.get(name) for name in node.output)

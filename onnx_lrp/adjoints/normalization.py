@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from onnx_lrp.adjoints.masked import filled
 from onnx_lrp.adjoints.reduction import count_along, lp_slopes
 from onnx_lrp.adjoints.registry import Cotangents, nonlinear
@@ -187,7 +189,7 @@ def _lp_normalization(e: Emitter, call: Call, d: Value) -> Value:
 def _inverse_deviation(e: Emitter, call: Call, axes: Sequence[int]) -> Value:
     """What a LayerNormalization multiplies with: one over the deviation along its axes."""
     x, epsilon = call.given(0), number(call, "epsilon", 1e-5)
-    if e.portable:
+    if e.portable or x.dtype != np.float32:  # the further outputs of the fused operator are float32
         return _inverse_root(e, _centred(e, x, axes), axes, epsilon)
     attrs = {"axis": axes[0], "epsilon": epsilon}
     shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape))

@@ -151,6 +151,8 @@ def gateness(makers: Mapping[str, Call], value: Value) -> int:
     while maker is not None and not maker.domain:
         if maker.op in _GATES:
             return _GATES[maker.op]
+        if maker.op in ("Sin", "Cos"):  # of places, in rotary embeddings
+            return 0
         before, known = carried(maker), OPERATORS.get(maker.op)
         if maker.role == "gate" or (before is None and known is not None and known.verb == "pointwise"):
             return 1

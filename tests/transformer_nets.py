@@ -6,6 +6,7 @@ relevance rule in the form "gradient with a few modifications" (Achtibat et al. 
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import math
@@ -18,7 +19,6 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 Tensor = torch.Tensor
-LEAST = torch.finfo(torch.float32).min
 
 
 # ---- operations ------------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ class AttnLRP(Plain):
         return Halved.apply(gate * x, 2.0)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        scores = self.scores(q, k) + _mask_of(q, mask, causal)
+        scores = self.scores(q, k) + mask_of(q, mask, causal)
         return self.values(scores.softmax(-1), v)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
@@ -99,7 +99,8 @@ class CPLRP(AttnLRP):
         return p.detach() @ v
 
 
-def _mask_of(q: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def mask_of(q: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """What is added to the scores."""
     if causal:
         length = q.shape[-2]
         return torch.full((length, length), -math.inf, dtype=q.dtype).triu(1)
@@ -158,7 +159,7 @@ class Bert(Net):
         return self.o(self.join(scores.softmax(-1) @ v))
 
     def explained(self, x: Tensor, *inputs: Tensor) -> Tensor:
-        ops, padding = self.ops, (1.0 - inputs[1][:, None, None, :].to(x.dtype)) * LEAST
+        ops, padding = self.ops, (1.0 - inputs[1][:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
         x = ops.norm(self.norms[0], ops.add(x, self.places[: x.shape[1]].expand_as(x)))
         x = ops.norm(self.norms[1], ops.add(x, self.mix(x, padding)))
         y = ops.linear(self.down, ops.act(F.gelu, ops.linear(self.up, x)))
@@ -294,19 +295,19 @@ def inputs_of(name: str, batch: int = 2, length: int = 6) -> dict[str, np.ndarra
 @functools.cache
 def exported(name: str, how: str, half: bool = False) -> onnx.ModelProto:
     """A model as ONNX, batch and length open."""
-    import copy
-
     dynamo, opset = EXPORTS[how]
     model, feeds = net(name), inputs_of(name)
     model = copy.deepcopy(model).half() if half else model
-    args = tuple(torch.as_tensor(x).half() if half and x.dtype.kind == "f" else torch.as_tensor(x) for x in feeds.values())
+    args = tuple(
+        torch.as_tensor(x).half() if half and x.dtype.kind == "f" else torch.as_tensor(x) for x in feeds.values()
+    )
     names = [["n", "t"] if name != "vit" else ["n"]] * len(args)
     shared: dict[str, Any] = {"opset_version": opset, "input_names": list(feeds), "output_names": ["logits"]}
     file = io.BytesIO()
     if dynamo:
-        free = tuple({i: torch.export.Dim.DYNAMIC for i in range(len(axes))} for axes in names)
         # The model reads *inputs: one group of arguments.
-        program = torch.onnx.export(model, args, None, dynamo=True, dynamic_shapes={"inputs": free}, verbose=False, **shared)
+        free = {"inputs": tuple(dict.fromkeys(range(len(axes)), torch.export.Dim.DYNAMIC) for axes in names)}
+        program = torch.onnx.export(model, args, None, dynamo=True, dynamic_shapes=free, verbose=False, **shared)
         return program.model_proto
     axes = {x: dict(enumerate(labels)) for x, labels in zip(feeds, names, strict=True)}
     torch.onnx.export(model, args, file, dynamo=False, dynamic_axes=axes, **shared)
@@ -316,10 +317,9 @@ def exported(name: str, how: str, half: bool = False) -> onnx.ModelProto:
 def relevance_by(ops: Plain, name: str, feeds: dict[str, np.ndarray], times_input: bool = True) -> np.ndarray:
     """What the backward pass of a set of operations says, in float64, of the greatest output of each sample.
 
-    Relevance is input times gradient, or the gradient itself; summed over the embedding's axis for texts.
+    That is input times gradient; without ``times_input`` what comes back when the score itself is sent. Of texts, the
+    sum over the embedding's axis.
     """
-    import copy
-
     model = copy.deepcopy(net(name)).double()
     model.ops = ops
     inputs = [torch.as_tensor(v) for v in feeds.values()]

@@ -191,9 +191,8 @@ def _inverse_deviation(e: Emitter, call: Call, axes: Sequence[int]) -> Value:
     x, epsilon = call.given(0), number(call, "epsilon", 1e-5)
     if e.portable or x.dtype != np.float32:  # the further outputs of the fused operator are float32
         return _inverse_root(e, _centred(e, x, axes), axes, epsilon)
-    attrs = {"axis": axes[0], "epsilon": epsilon}
     shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
-    *_, inverse = e.ops("LayerNormalization", x, call.given(1), outputs=3, label="inverse_deviation", **attrs)
+    *_, inverse = e.ops("LayerNormalization", x, call.given(1), outputs=3, axis=axes[0], epsilon=epsilon)
     inverse.facts = replace(inverse.facts, shape=shape)
     return inverse
 

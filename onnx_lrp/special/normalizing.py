@@ -83,7 +83,9 @@ class Normalization:
     def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
         """Relevance of the inputs."""
         if call.op not in NORMALIZATIONS:
-            raise RuleError(f"node '{call.site}': normalization is for {', '.join(NORMALIZATIONS)}, not {call.op}")
+            raise RuleError(
+                f"node '{call.site}': normalization is for {', '.join(NORMALIZATIONS)}, not {call.op}; use pass"
+            )
         relevance, y, shift = out[0], call.output, call.input(2)
         if relevance is None:
             return nothing(call)

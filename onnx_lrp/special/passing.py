@@ -87,7 +87,20 @@ _GATED: dict[str, Ratio] = {
     "LRN": lambda e, call, x, y: e.op("Pow", lrn_scale(e, call), -number(call, "beta", 0.75)),
 }
 # Others that are 0 at 0, with a bounded slope.
-_THROUGH_ZERO = ("Tanh", "Erf", "Elu", "Selu", "Celu", "Softsign", "Sin", "Tan", "Asin", "Atan", "Sinh", "Asinh")
+_THROUGH_ZERO: tuple[str, ...] = (
+    "Tanh",
+    "Erf",
+    "Elu",
+    "Selu",
+    "Celu",
+    "Softsign",
+    "Sin",
+    "Tan",
+    "Asin",
+    "Atan",
+    "Sinh",
+    "Asinh",
+)
 _THROUGH_ZERO += ("Atanh", "Shrink")
 
 

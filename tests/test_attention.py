@@ -156,16 +156,38 @@ def test_attention_by_hand(book: str, spelled: bool, masked: str) -> None:
     np.testing.assert_allclose(total, found["score"], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["attnlrp", "input_x_gradient"])
-def test_scores_behind_a_mask_can_be_reported(method: str) -> None:
+def test_scores_behind_a_mask_can_be_reported() -> None:
     """Minus infinity holds no relevance, and no NaN comes of it."""
     net = Net()
     x = net.input("x", "N", 3)
     scores = net("Add", x, net.const([0, -np.inf, 0]))
     model = net.model(net("MatMul", net("Softmax", scores), net.weight(3, 2)))
-    found = run_double(rewrite(model, method, layers=[scores]).model, {"x": numbers(2, 3)})
-    assert np.isfinite(found[f"relevance/{scores}"]).all() or method != "attnlrp"
-    assert np.isfinite(found["relevance/x"]).all()
+    found = run_double(rewrite(model, "attnlrp", layers=[scores]).model, {"x": numbers(2, 3)})
+    np.testing.assert_array_equal(found[f"relevance/{scores}"][:, 1], 0)
+    np.testing.assert_allclose(found[f"relevance/{scores}"], found["relevance/x"], rtol=1e-9)
+    assert found["relevance/x"].any()
+
+
+@pytest.mark.parametrize("form", ["mask", "precision"])
+def test_gradient_of_rows_that_are_masked_whole(form: str) -> None:
+    """Zero for their queries, and finite for all, as torch has it if the row is left out."""
+    torch = pytest.importorskip("torch")
+    net = Net(opset=24 if form == "precision" else 23)
+    names = [net.input(n, "N", 2, 3, 4) for n in "qkv"]
+    keep = np.array([[True, True, False], [False] * 3, [True, False, True]])
+    attrs = {"softmax_precision": 1, "qk_matmul_output_mode": 3} if form == "precision" else {}
+    y = net("Attention", *names, net.const(keep, bool), name="layer", **attrs)
+    feeds = {n: numbers(2, 2, 3, 4) for n in "qkv"}
+    r = numbers(2, 2, 3, 4)
+    explained = rewrite(net.model(y), "gradient", start="input", output=y).model
+    found = run_double(explained, {**feeds, "start": r})
+    q, k, v = inputs = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in feeds.values()]
+    scores = (q @ k.transpose(-1, -2) / 2)[..., [0, 2], :].masked_fill(~torch.tensor(keep[[0, 2]]), -torch.inf)
+    result = scores.softmax(-1) @ v
+    grads = torch.autograd.grad(result, inputs, torch.tensor(r[..., [0, 2], :], dtype=torch.float64))
+    for n, expected in zip("qkv", grads, strict=True):
+        np.testing.assert_allclose(found[f"relevance/{n}"], expected.numpy(), rtol=1e-5, atol=1e-6)
+    assert not found["relevance/q"][..., 1, :].any()
 
 
 ATTENTION: dict[str, dict[str, Any]] = {

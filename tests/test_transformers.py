@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -46,6 +48,23 @@ def test_gradient(name, how):
     expected = nets.relevance_by(nets.Plain(), name, feeds, times_input=True)
     found = run_double(onnx_lrp.rewrite(to_double(nets.exported(name, how)), "input_x_gradient").model, feeds)
     assert worst(found["relevance/x"], expected) < 1e-6
+
+
+def test_integrated_gradients():
+    """The mean gradient on the way from black, of the class that the picture itself has."""
+    import torch
+
+    feeds, model = nets.inputs_of("vit"), copy.deepcopy(nets.net("vit")).double()
+    x = torch.as_tensor(feeds["x"]).double()
+    chosen = model(x).argmax(-1, keepdim=True)
+    places, weights = np.polynomial.legendre.leggauss(8)
+    expected = 0.0
+    for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
+        step = (x * place).requires_grad_()
+        expected = expected + weight * torch.autograd.grad(model(step).gather(1, chosen).sum(), step)[0]
+    method = onnx_lrp.IntegratedGradients(steps=8)
+    found = run_double(onnx_lrp.rewrite(to_double(nets.exported("vit", "script-18")), method).model, feeds)
+    assert worst(found["relevance/x"], (x * expected).numpy()) < 1e-6
 
 
 LXT = [("attnlrp", name) for name in nets.NETS] + [("cp_lrp", name) for name in nets.NETS]

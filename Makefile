@@ -31,11 +31,12 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[cpu,image]"
 	touch $@
 
-# torch first: a version range would bring gigabytes of CUDA. zennit without its dependencies, for it wants torchvision.
+# torch first: a version range would bring gigabytes of CUDA. zennit and LXT without their dependencies, for they want torchvision
+# and transformers.
 $(VENV)/test.stamp: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -e ".[test]"
-	$(BIN)/python -m pip install --quiet --no-deps zennit==0.5.1
+	$(BIN)/python -m pip install --quiet --no-deps zennit==0.5.1 lxt==2.1
 	touch $@
 
 clean:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx_lrp.adjoints import adjoint
+from onnx_lrp.adjoints.masked import filled
 from onnx_lrp.adjoints.shapes import expand_like
 from onnx_lrp.emit import Call, Emitter, Value
 
@@ -23,7 +24,7 @@ class Relevance:
 
     def whole(self, e: Emitter) -> Value:
         """The relevance multiplied out."""
-        return self.factor if self.of is None else e.op("Mul", self.of, self.factor, label="relevance")
+        return self.factor if self.of is None else e.op("Mul", filled(e, self.of), self.factor, label="relevance")
 
 
 # (emitter, call, relevance of each output) -> relevance of each input; None is zero

@@ -9,12 +9,14 @@ again if unused.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnx_lrp.adjoints.shapes import ints
+from onnx_lrp.attention import see_transformers
 from onnx_lrp.classical import see_logits_of_two_classes, see_primitives
 from onnx_lrp.emit import Value
 from onnx_lrp.errors import ModelError
@@ -54,6 +56,7 @@ def see(v: View, fold_batchnorm: bool = True) -> None:
         explicit_pads,
         _plain_gemm,
         _constant_division,
+        see_transformers,
         _batchnorm_as_affine,
     ):
         run(v)
@@ -69,6 +72,10 @@ def _see_through(v: View) -> None:
     for call in v.calls:
         call.inputs = tuple(replaced.get(x, x) if x is not None else None for x in call.inputs)
         x = call.input(0)
+        if call.op == "CastLike" and not call.domain and call.input(1) is not None:  # a constant stays one
+            kind = onnx.helper.np_dtype_to_tensor_dtype(call.given(1).dtype)
+            call.op, call.inputs, call.attrs = "Cast", call.inputs[:1], {"to": int(kind)}
+            call.output.facts = replace(call.output.facts, const=call.given(0).facts.const)
         through = call.op in ("Identity", "Dropout") and not call.domain
         through |= call.op == "Cast" and x is not None and _same_when_wide(x, call.output)
         if call.op == "Dropout" and call.input(2) is not None:

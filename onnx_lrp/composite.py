@@ -22,7 +22,7 @@ from onnx_lrp.backward import Step, gradient
 from onnx_lrp.emit import Emitter, Value
 from onnx_lrp.errors import RuleError
 from onnx_lrp.places import KINDS, POSITIONS, ROLES, Place, as_list, kind_of, matches
-from onnx_lrp.relevance import (
+from onnx_lrp.tables import (
     alpha_beta_rule,
     epsilon_rule,
     flat_rule,
@@ -91,18 +91,18 @@ class _Bounds:
         return e.op("Where", e.op("IsNaN", parameter), own, parameter)
 
 
-def _gate(gate: str = "auto", epsilon: float = 1e-6) -> Step:
+def _gate(gate: str = "auto", epsilon: float = 1e-6, exact: bool = False) -> Step:
     """Gate times signal: the signal takes all."""
     if gate not in ("auto", "first", "second"):
         raise RuleError(f"is auto, first or second, not {gate!r}", key="gate")
-    return special.Gate(gate, epsilon)  # type: ignore[arg-type]
+    return special.Gate(gate, epsilon, exact)  # type: ignore[arg-type]
 
 
-def _factor(constant: str = "first", epsilon: float = 1e-6) -> Step:
+def _factor(constant: str = "first", epsilon: float = 1e-6, exact: bool = False) -> Step:
     """One live factor is held constant."""
     if constant not in ("first", "second"):
         raise RuleError(f"is first or second, not {constant!r}", key="constant")
-    return special.Constant(0 if constant == "first" else 1, epsilon)
+    return special.Constant(0 if constant == "first" else 1, epsilon, exact)
 
 
 def _lrp_0() -> Step:
@@ -110,9 +110,9 @@ def _lrp_0() -> Step:
     return epsilon_rule(0.0)
 
 
-def _norm(epsilon: float = 1e-6) -> Step:
+def _norm(epsilon: float = 1e-6, exact: bool = False) -> Step:
     """A sum shares in proportion to its summands: the epsilon rule, named after what it does to sums."""
-    return epsilon_rule(epsilon)
+    return epsilon_rule(epsilon, exact)
 
 
 def _fixed(step: Step) -> Callable[[], Step]:
@@ -134,7 +134,7 @@ RULES: dict[str, Callable[..., Step]] = {
     "flat": flat_rule,
     "zbox": _zbox,
     "norm": _norm,
-    "pass": _fixed(special.pass_through),
+    "pass": special.Pass,
     "route": _fixed(special.route),
     "winner_takes_all": _fixed(special.winner_takes_all),
     "proportional": special.Proportional,
@@ -143,7 +143,8 @@ RULES: dict[str, Callable[..., Step]] = {
     "gate": _gate,
     "factor": _factor,
     "uniform": _fixed(special.uniform),
-    "softmax": _fixed(special.softmax),
+    "softmax": special.Softmax,
+    "normalization": special.Normalization,
     "stop": _fixed(special.stop),
     "gradient": _fixed(gradient),
 }
@@ -172,8 +173,13 @@ class Assignment:
         return RULES[self.rule](**self.parameters)
 
     def __str__(self) -> str:
-        parameters = ", ".join(f"{k}={v:g}" if _is_number(v) else f"{k}={v}" for k, v in self.parameters.items())
+        parameters = ", ".join(_parameter(k, v) for k, v in self.parameters.items())
         return f"{self.rule}({parameters})" if parameters else self.rule
+
+
+def _parameter(key: str, value: Any) -> str:
+    """A parameter as the tables show it: a flag that is set by its name alone."""
+    return key if value is True else f"{key}={value:g}" if _is_number(value) else f"{key}={value}"
 
 
 @dataclass(frozen=True)
@@ -340,6 +346,8 @@ class _Reader:
             if key not in allowed:
                 takes = f"it takes {', '.join(allowed)}" if allowed else "it takes no parameters"
                 raise fail(f"rule {rule} has no parameter '{key}'; {takes}", key)
+            if key == "exact" and not isinstance(value, bool):
+                raise fail(f"is true or false, got {value!r}", key)
             if key in _NUMBERS and not (isinstance(value, int | float) and _is_number(value) and value >= 0):
                 raise fail(f"is a number that is not negative, got {value!r}", key)
         start = self.starts[number] if number < len(self.starts) else self._line("assign")
@@ -457,7 +465,7 @@ def _can_stand(op: str, live: int, position: str) -> bool:
 
 
 def _words(key: str, values: Sequence[Any]) -> str:
-    prefix = {"name": "named ", "role": "as a ", "producer": "fed by ", "consumer": "read by ", "depth": "depth "}.get(
+    prefix = {"name": "named ", "role": "role ", "producer": "fed by ", "consumer": "read by ", "depth": "depth "}.get(
         key, ""
     )
     words = [_PLACES[v] if key == "position" else str(v) for v in values]

@@ -54,6 +54,7 @@ class Facts:
         const: True if the tensor depends on no graph input.
         sign: which signs its elements can have.
         active: True if it carries influence from the explained inputs to the explained tensor.
+        masked: True if an attention mask may have left infinities or NaN in it, with which nothing goes.
     """
 
     dtype: np.dtype[Any]
@@ -61,6 +62,7 @@ class Facts:
     const: bool = False
     sign: Sign = Sign.ANY
     active: bool = False
+    masked: bool = False
 
 
 def sign_of_array(array: np.ndarray[Any, Any]) -> Sign:

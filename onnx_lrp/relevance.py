@@ -11,32 +11,18 @@ adjoint, so it serves a 3-D grouped Conv, a Gemm and a broadcast Mul alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from onnx_lrp.adjoints import OPERATORS, adjoint
+from onnx_lrp.adjoints.masked import filled
 from onnx_lrp.adjoints.shapes import expand_like, ints, reduce_like, same_shape, zeros_like
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import RuleError
-from onnx_lrp.modifiers import (
-    HIGH,
-    LOW,
-    NEGATIVE,
-    ONE,
-    POSITIVE,
-    SAME,
-    SQUARE,
-    ZERO,
-    Bounds,
-    Modifier,
-    lowered,
-    negative,
-    positive,
-    raised,
-)
+from onnx_lrp.modifiers import SAME, Bounds, Modifier, negative, positive
 
 
 @dataclass(frozen=True)
@@ -80,18 +66,22 @@ class Rule:
         branches: its branches.
         epsilon: the stabilizer, z + epsilon·sign(z) with sign(0) = +1.
         bounds: of the z-box rule.
+        exact: no stabilizer where relevance arrives as a multiple of the output itself: then nothing is divided.
     """
 
     name: str
     branches: tuple[Branch, ...]
     epsilon: float = 1e-6
     bounds: Bounds | None = None
+    exact: bool = False
 
     def __call__(self, e: Emitter, call: Call, out: Sequence[Relevance | None]) -> Sequence[Relevance | None]:
         """Relevance of the inputs."""
         relevance = out[0]
         if relevance is None:
             return [None] * len(call.inputs)
+        if self.exact and relevance.of is call.output:
+            return replace(self, epsilon=0.0, exact=False)(e, call, out)
         roles = roles_of(call, self.name)
         shares: list[list[tuple[Value | None, Value]]] = [[] for _ in call.inputs]
         for branch in self.branches:
@@ -402,6 +392,7 @@ def _masked(e: Emitter, call: Call, relevance: Relevance) -> Value | None:
 def adjoint_of_bias(e: Emitter, call: Call, s: Value, index: int, bias: Value) -> Value:
     """Bias ⊙ s in the shape of the output, per element: what the additive input takes there."""
     s = expand_like(e, s, call.output)
+    bias = filled(e, bias, masked=call.output.facts.masked)
     if call.op in ("ScatterElements", "ScatterND"):
         # What a constant brings is what is there when all else is zero.
         alone: dict[int, Value | None] = {i: zeros_like(e, call.given(i)) for i in (0, 2)}
@@ -433,68 +424,3 @@ def _collect(e: Emitter, x: Value | None, shares: list[tuple[Value | None, Value
         total = part if total is None else total + part
     assert total is not None
     return Relevance(total)
-
-
-# ---- the rules: name, source, table --------------------------------------------------------------------------------
-
-
-def epsilon_rule(epsilon: float = 1e-6) -> Rule:
-    """LRP-epsilon: z = x·w + b (Bach et al. 2015, eq. 58); epsilon = 0 is LRP-0, and for sums the proportional rule."""
-    return Rule("epsilon", (Branch((Term(),)),), epsilon)
-
-
-def zplus_rule(epsilon: float = 1e-6) -> Rule:
-    """LRP-z+, inputs of either sign (Montavon et al. 2017, eq. 11; the bias counts once, where it is positive)."""
-    return Rule("zplus", (Branch((Term(POSITIVE, POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE, ZERO))),), epsilon)
-
-
-def alpha_beta_rule(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> Rule:
-    """LRP-alpha-beta (Bach et al. 2015, eq. 60).
-
-    Raises:
-        RuleError: alpha or beta negative, or alpha - beta not 1 (relevance would not be conserved).
-    """
-    if alpha < 0 or beta < 0 or abs(alpha - beta - 1) > 1e-9:
-        raise RuleError(
-            f"alpha_beta needs alpha, beta >= 0 and alpha - beta = 1, got alpha={alpha}, beta={beta}", key="alpha"
-        )
-    excite = Branch((Term(POSITIVE, POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE, ZERO)), alpha)
-    inhibit = Branch((Term(POSITIVE, NEGATIVE, NEGATIVE), Term(NEGATIVE, POSITIVE, ZERO)), -beta)
-    return Rule("alpha_beta", (excite, inhibit) if beta else (excite,), epsilon)
-
-
-def gamma_rule(gamma: float = 0.25, epsilon: float = 1e-6) -> Rule:
-    """LRP-gamma, generalized to inputs and outputs of either sign (Andéol et al. 2021, app. B).
-
-    Where the output is positive, weights are raised for positive inputs and lowered for negative ones; where it is
-    negative, the other way round. For x >= 0 and z > 0 this is LRP-gamma of Montavon et al. 2019, eq. 4.
-    """
-    up, down = raised(gamma), lowered(gamma)
-    return Rule(
-        "gamma",
-        (
-            Branch((Term(POSITIVE, up, up), Term(NEGATIVE, down, ZERO)), where="positive"),
-            Branch((Term(POSITIVE, down, down), Term(NEGATIVE, up, ZERO)), where="negative"),
-        ),
-        epsilon,
-    )
-
-
-def wsquare_rule(epsilon: float = 1e-6) -> Rule:
-    """LRP-w²: shares by squared weights, whatever the input (Montavon et al. 2017, eq. 12)."""
-    return Rule("wsquare", (Branch((Term(ONE, SQUARE, SQUARE),)),), epsilon)
-
-
-def flat_rule(epsilon: float = 1e-6) -> Rule:
-    """LRP-flat: equal shares for every input a unit sees (Lapuschkin et al. 2019, methods)."""
-    return Rule("flat", (Branch((Term(ONE, ONE, ZERO),)),), epsilon)
-
-
-def zbox_rule(bounds: Bounds, epsilon: float = 1e-6) -> Rule:
-    """LRP-z^B for inputs in a box (Montavon et al. 2017, eq. 13): z = x·w - low·w⁺ - high·w⁻; the bias cancels."""
-    return Rule(
-        "zbox",
-        (Branch((Term(SAME, SAME, ZERO), Term(LOW, POSITIVE, ZERO, -1.0), Term(HIGH, NEGATIVE, ZERO, -1.0))),),
-        epsilon,
-        bounds,
-    )

@@ -119,8 +119,10 @@ class Call:
         note: how the view came to see it, for the rule table.
         refused: why a pass found that it cannot be explained, and what the user can do about it.
         role: what a pass recognised it as: "gate" for a product of which the first factor says how much of the second;
-            "layer" for what goes into a gate, a linear layer of input and state; "summand" for what is only added to
-            such a layer; "complement" for one minus a gate; "recurrent" for the steps of an LSTM, GRU or RNN.
+            "gated" for one of two branches, one of which comes out of an activation; "scores" for the product before
+            a softmax, "values" for the one after it; "layer" for what goes into a gate, a linear layer of input and
+            state; "summand" for what is only added to such a layer; "complement" for one minus a gate; "recurrent" for
+            the steps of an LSTM, GRU or RNN.
     """
 
     op: str

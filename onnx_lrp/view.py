@@ -99,6 +99,18 @@ def complemented(call: Call) -> Value | None:
     return call.given(1) if plain else None
 
 
+def carried(call: Call) -> Value | None:
+    """The tensor of which a call only moves, masks, scales or complements the elements; None if it does more."""
+    known = None if call.domain else OPERATORS.get(call.op)
+    if known is None:
+        return None
+    if call.op in ("Where", "Mul"):
+        first = 1 if call.op == "Where" else 0
+        live = [x for x in call.inputs[first:] if x is not None and not x.facts.const]
+        return live[0] if len(live) == 1 else None
+    return call.given(0) if known.moves or call.op in ("Cast", "Neg") else complemented(call)
+
+
 def mark_active(v: View, wanted: Collection[Value], *explained: Value) -> list[Call]:
     """Mark what carries influence from the wanted values to the explained ones; the calls between them, in order."""
     for value in v.e.values.values():

@@ -47,18 +47,11 @@ CONSTANT = {"Col2Im", "DFT"}  # want the shape of a block, and the axis, as cons
 # Why an operator (with an attribute) is refused.
 # Cases that are not covered, and why.
 INFINITE = "an output holds -inf, which no cotangent goes with"
-MASKED = "a row that is masked whole is NaN within the softmax, and so is its gradient"
+COARSE = "its softmax runs in float32 whatever the rest does, too coarse for small steps: in test_attention"
 NOT_COVERED = {
+    "test_attention_24_qk_matmul_output_mode3_softmax_precision": COARSE,
     "test_attention_4d_with_past_and_present_qk_matmul_bias_3d_mask_causal": INFINITE,
     "test_attention_4d_with_past_and_present_qk_matmul_bias_4d_mask_causal": INFINITE,
-    "test_attention_24_qk_matmul_output_mode3_softmax_precision": MASKED,
-    "test_attention_4d_causal_padded_kv_bf16": MASKED,
-    "test_attention_causal_boolmask_nan_robustness": MASKED,
-    "test_attention_23_boolmask_fullymasked_row_nan_robustness": MASKED,
-    "test_attention_4d_causal_nonpad_negative_offset_structural_empty": MASKED,
-    "test_attention_23_fullymasked_qk_matmul_output_mode3_zero": MASKED,
-    "test_attention_24_fullymasked_qk_matmul_output_mode3_zero": MASKED,
-    "test_attention_local_window_gqa_rank4_mask": MASKED,
 }
 TRAINING = "training mode draws or updates numbers: an explanation wants the model in evaluation mode"
 LARGEST = "mode=max keeps the largest of products with weights, not of pixels"

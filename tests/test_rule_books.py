@@ -21,7 +21,7 @@ NAMES = {"lrp_0", "epsilon", "zplus", "epsilon_plus", "epsilon_plus_flat", "epsi
 # No published rule says how their relevance is shared: an error lists such nodes, the gradient methods go through.
 WITHOUT_RULE = {"ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd"}
 WITHOUT_RULE |= {"LpPool", "GlobalLpPool", "CumProd", "Det"}
-NAMES |= {"epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat"}
+NAMES |= {"epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat", "attnlrp", "cp_lrp"}
 
 
 # ---- the bundled books -----------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ MISTAKES: list[tuple[str, str, int | None, str | None, str]] = [
         "gamma",
         "rule zplus has no parameter 'gamma'; it takes epsilon",
     ),
-    ("parameter of a rule without", '[[assign]]\nrule = "pass"\nepsilon = 1\n', 3, "epsilon", "it takes no parameters"),
+    ("parameter of a rule without", '[[assign]]\nrule = "stop"\nepsilon = 1\n', 3, "epsilon", "it takes no parameters"),
     (
         "negative number",
         f"[[assign]]\n{GOOD}[[assign]]\n{GOOD}epsilon = -1\n[[assign]]\n{GOOD}epsilon = 1\n",
@@ -280,6 +280,7 @@ MISTAKES: list[tuple[str, str, int | None, str | None, str]] = [
         "epsilon",
         "is a number that is not negative, got -1",
     ),
+    ("exact is a number", '[[assign]]\nrule = "pass"\nexact = 1\n', 3, "exact", "is true or false, got 1"),
     ("number as text", f'[[assign]]\n{GOOD}epsilon = "1"\n', 4, "epsilon", "got '1'"),
     ("number is true", f"[[assign]]\n{GOOD}epsilon = true\n", 4, "epsilon", "got True"),
     ("number is not a number", f"[[assign]]\n{GOOD}epsilon = nan\n", 4, "epsilon", "got nan"),
@@ -414,7 +415,7 @@ def test_files_that_are_no_books(tmp_path: Path) -> None:
             read_book(path)
         assert Path(str(caught.value.file)) == path
     assert read_book(empty).assignments == ()
-    with pytest.raises(RuleError, match=r"there is no rule book 'nope'; there are epsilon, .* or give the path of"):
+    with pytest.raises(RuleError, match=r"there is no rule book 'nope'; there are attnlrp, .* or give the path of"):
         read_book("nope")
 
 

@@ -32,7 +32,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
 # Rules that no matrix defines; each has its tests in test_special_rules.py, which checks that it does.
 NOT_TABLES = frozenset(
     {"pass", "route", "winner_takes_all", "proportional", "batchnorm_absolute", "share", "gate", "factor", "uniform"}
-    | {"softmax", "stop", "gradient"}
+    | {"softmax", "normalization", "stop", "gradient"}
 )
 # What is known of the layer's input, how relevance arrives at its output, and the sign of all weights and biases.
 SETTINGS = [

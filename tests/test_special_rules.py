@@ -1,6 +1,6 @@
 """Rules that are no tables: each against its formula in numpy, with plain and with factored relevance, and its ledger.
 
-Those for products of two live tensors are in test_product_rules.py.
+Those for products of two live tensors are in test_product_rules.py, normalizations in test_exact_rules.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 from onnx_lrp.errors import RuleError
 from onnx_lrp.rewrite import rewrite_with_accounts
-from tests import test_product_rules
+from tests import test_exact_rules, test_product_rules
 from tests.dense_oracle import ORACLES, matrix_of
 from tests.layers import Net, accounts, book, explain, quarters, rewritten
 from tests.support import RNG, numbers, run_double
@@ -22,7 +22,7 @@ from tests.test_rules import NOT_TABLES
 
 def test_every_special_rule_has_a_test() -> None:
     """A rule that is added has to have a test of its name here, or among those of products."""
-    tests = {*globals(), *vars(test_product_rules)}
+    tests = {*globals(), *vars(test_product_rules), *vars(test_exact_rules)}
     assert not [rule for rule in NOT_TABLES if not any(name.startswith(f"test_{rule}") for name in tests)]
 
 
@@ -376,7 +376,7 @@ def test_norm_golden_sum_of_two() -> None:
 
 
 def test_rules_for_one_kind_of_operator_say_so() -> None:
-    for rule in ("proportional", "batchnorm_absolute", "softmax"):
+    for rule in ("proportional", "batchnorm_absolute", "softmax", "normalization"):
         net = Net()
         model = net.model(net("Relu", net.input("x", "N", 3), name="layer"))
         with pytest.raises(RuleError, match=rf"node 'layer': {rule} is for .*, not Relu; use"):

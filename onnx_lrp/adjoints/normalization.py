@@ -6,7 +6,11 @@ In the gradient all of these are live; rule books hold the divisor constant.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
+
+from onnx_lrp.adjoints.masked import filled
 from onnx_lrp.adjoints.reduction import count_along, lp_slopes
 from onnx_lrp.adjoints.registry import Cotangents, nonlinear
 from onnx_lrp.adjoints.shapes import (
@@ -29,7 +33,7 @@ def _axis(call: Call) -> int:
 
 @nonlinear("Softmax")
 def _softmax(e: Emitter, call: Call, d: Value) -> Value:
-    y = call.output
+    y = filled(e, call.output)  # in a row that is masked whole nothing has influence
     return y * (d - e.op("ReduceSum", d * y, ints(e, [_axis(call)]), keepdims=1))
 
 
@@ -136,13 +140,17 @@ def _instance_normalization(e: Emitter, call: Call, d: Value) -> Sequence[Value]
     return [_centred(e, _back(e, g, z, s, axes), axes), _of_channels(e, call, d * z), _of_channels(e, call, d)]
 
 
+def _groups(e: Emitter, call: Call) -> Value:
+    """The shape (batch, groups, what is in a group)."""
+    x, groups = call.given(0), int(call.attrs["num_groups"])
+    return concat_ints(e, [dim_of(e, x, 0), [groups], e.op("Div", span_of(e, x, 1), ints(e, [groups]))])
+
+
 @nonlinear("GroupNormalization")
 def _group_normalization(e: Emitter, call: Call, d: Value) -> Sequence[Value]:
     """As LayerNormalization, over each group of channels; scale and bias have one number per channel."""
     x = call.given(0)
-    groups = int(call.attrs["num_groups"])
-    size = e.op("Div", span_of(e, x, 1), ints(e, [groups]))
-    split = concat_ints(e, [dim_of(e, x, 0), [groups], size])
+    split = _groups(e, call)
     off = _centred(e, e.op("Reshape", x, split, allowzero=1), [2])
     s = _inverse_root(e, off, [2], number(call, "epsilon", 1e-5))
     z = off * s
@@ -173,3 +181,65 @@ def _lp_normalization(e: Emitter, call: Call, d: Value) -> Value:
     present = lp_slopes(e, x, norm, 1)[0]
     length = norm + (1.0 - present)
     return (d - e.op("ReduceSum", d * x, axis, keepdims=1) / length * inner * outer) * present / length
+
+
+# ---- the divisor held constant ---------------------------------------------------------------------------------------
+
+
+def _inverse_deviation(e: Emitter, call: Call, axes: Sequence[int]) -> Value:
+    """What a LayerNormalization multiplies with: one over the deviation along its axes."""
+    x, epsilon = call.given(0), number(call, "epsilon", 1e-5)
+    if e.portable or x.dtype != np.float32:  # the further outputs of the fused operator are float32
+        return _inverse_root(e, _centred(e, x, axes), axes, epsilon)
+    shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
+    *_, inverse = e.ops("LayerNormalization", x, call.given(1), outputs=3, axis=axes[0], epsilon=epsilon)
+    inverse.facts = replace(inverse.facts, shape=shape)
+    return inverse
+
+
+def linear_part(e: Emitter, call: Call, d: Value) -> Value:
+    """The adjoint of a normalization as the linear layer that it is with its divisor held constant.
+
+    Args:
+        e: the emitter.
+        call: one of ``NORMALIZATIONS``.
+        d: cotangent of the output, in its shape.
+
+    Returns:
+        Cotangent of the first input.
+    """
+    x = call.given(0)
+    epsilon = number(call, "epsilon", 1e-5)
+    match call.op:
+        case "LayerNormalization":
+            axes = list(range(int(call.attrs.get("axis", -1)) % x.rank, x.rank))
+            return _centred(e, d * call.given(1), axes) * _inverse_deviation(e, call, axes)
+        case "RMSNormalization":
+            axes = list(range(int(call.attrs.get("axis", -1)) % x.rank, x.rank))
+            return d * call.given(1) * _inverse_root(e, x, axes, epsilon)
+        case "InstanceNormalization":
+            axes = spatial_axes(call)
+            s = _inverse_root(e, _centred(e, x, axes), axes, epsilon) * along_axis(e, call.given(1), 1, x.rank)
+            return _centred(e, d, axes) * s
+        case "GroupNormalization":
+            split = _groups(e, call)
+            g = e.op("Reshape", d * along_axis(e, call.given(1), 1, x.rank), split, allowzero=1)
+            off = _centred(e, e.op("Reshape", x, split, allowzero=1), [2])
+            return reshape_like(e, _centred(e, g, [2]) * _inverse_root(e, off, [2], epsilon), x)
+        case "MeanVarianceNormalization":
+            axes = list(call.attrs.get("axes") or [0, 2, 3])
+            off = _centred(e, x, axes)
+            return _centred(e, d, axes) / (e.op("Sqrt", _mean(e, off * off, axes)) + 1e-9)
+    axis, p = ints(e, [int(call.attrs.get("axis", -1))]), int(call.attrs.get("p", 2))
+    norm = e.op("ReduceL1" if p == 1 else "ReduceL2", x, axis, keepdims=1)
+    return e.op("Where", e.op("Equal", norm, e.const(0, x.dtype)), e.const(0, x.dtype), d / norm)
+
+
+NORMALIZATIONS = (
+    "LayerNormalization",
+    "RMSNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "MeanVarianceNormalization",
+    "LpNormalization",
+)

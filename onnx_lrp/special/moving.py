@@ -1,4 +1,4 @@
-"""Moving and passing: relevance goes where values came from, to the winner, through unchanged, nowhere, or evenly."""
+"""Moving: relevance goes where values came from, to the winner, nowhere, or evenly."""
 
 from __future__ import annotations
 
@@ -124,50 +124,6 @@ def _first_along(e: Emitter, call: Call, c: Value, axes: list[int]) -> Value:
     back = hit if rows is x else e.op("Transpose", hit, perm=[perm.index(i) for i in range(x.rank)])
     c = expand_like(e, c, call.output)
     return back * (c if call.attrs.get("keepdims", 1) else e.op("Unsqueeze", c, ints(e, axes)))
-
-
-def pass_through(e: Emitter, call: Call, out: Out) -> Out:
-    """The one live input takes all of the relevance, unchanged: activations, normalizations held constant, offsets."""
-    relevance, active = out[0], call.active
-    if relevance is None:
-        return nothing(call)
-    if len(active) != 1:
-        # Of a quotient (or its remainder) the numerator carries the signal.
-        if call.op not in ("Div", "Mod"):
-            raise RuleError(
-                f"node '{call.site}': pass needs one live input, this {call.op} has {len(active)}; "
-                "use norm, share or gate"
-            )
-        active = (0,)
-    x, y = call.given(active[0]), call.output
-    if OPERATORS[call.op].broadcasts:
-        if _stretched(call, x):
-            relevance = Relevance(reduce_like(e, expand_like(e, relevance.whole(e), y), x))
-    elif x.rank != y.rank or any(
-        isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(x.shape, y.shape, strict=True)
-    ):
-        raise RuleError(
-            f"node '{call.site}': pass needs an input in the shape of the output, this {call.op} has "
-            f"{x.shape} -> {y.shape}; use norm"
-        )
-    return [relevance if i == active[0] else None for i in range(len(call.inputs))]
-
-
-def _stretched(call: Call, x: Value) -> bool:
-    """Whether an input may have been broadcast to the size of the output."""
-    y = call.output
-    if x.rank != y.rank:
-        return True
-    others = [v for v in call.inputs if v is not None and v is not x]
-
-    def alone(axis: int) -> bool:
-        """True if no other input can be longer than 1 there."""
-        return all(v.rank < y.rank - axis or v.shape[axis - y.rank] == 1 for v in others)
-
-    return any(
-        a != b and (a == 1 or not isinstance(a, int)) and not alone(i)
-        for i, (a, b) in enumerate(zip(x.shape, y.shape, strict=True))
-    )
 
 
 def stop(e: Emitter, call: Call, out: Out) -> Out:

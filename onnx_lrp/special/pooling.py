@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from onnx_lrp.emit import Call, Emitter
 from onnx_lrp.errors import RuleError
-from onnx_lrp.relevance import epsilon_rule
 from onnx_lrp.special.common import Out, nothing
+from onnx_lrp.tables import epsilon_rule
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,15 @@ from typing import Literal
 
 from onnx_lrp.adjoints import OPERATORS, adjoint
 from onnx_lrp.adjoints.shapes import expand_like, reduce_like
+from onnx_lrp.attention import gateness
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import RuleError
-from onnx_lrp.relevance import adjoint_of_bias, epsilon_rule, stabilized
+from onnx_lrp.relevance import adjoint_of_bias, stabilized
 from onnx_lrp.special.common import Out, nothing
 from onnx_lrp.special.moving import stop
 from onnx_lrp.special.pooling import ProportionalPool
-from onnx_lrp.view import complemented
+from onnx_lrp.tables import epsilon_rule
 
 
 def _live_factors(call: Call, rule: str) -> list[int]:
@@ -26,10 +27,12 @@ def _live_factors(call: Call, rule: str) -> list[int]:
     return [i for i in operator.factors if i in call.active]
 
 
-def _shared(e: Emitter, call: Call, relevance: Relevance, epsilon: float, parts: Mapping[int, float]) -> Out:
+def _shared(
+    e: Emitter, call: Call, relevance: Relevance, epsilon: float, exact: bool, parts: Mapping[int, float]
+) -> Out:
     """R / stab(y) times factor i times the other one, to every factor i by its part; the bias keeps what it brings."""
     y, slot = call.output, OPERATORS[call.op].bias
-    if relevance.of is y and epsilon == 0:
+    if relevance.of is y and (exact or epsilon == 0):
         s = relevance.factor
     else:
         stable = stabilized(e, y, epsilon)
@@ -61,9 +64,11 @@ class Share:
     """A product of two live tensors: each gets half, by the epsilon rule on 2·y (Achtibat et al. 2024, prop. 3.3).
 
     Of a gate and its signal (Arras et al. 2019, sec. 11.2.3: LRP-half) also a factor that is not live has its half.
+    With ``exact``, here and below, nothing is divided where relevance arrives as a multiple of the product.
     """
 
     epsilon: float = 1e-6
+    exact: bool = False
 
     def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
         """Relevance of the inputs; a product with one live factor is an ordinary linear layer."""
@@ -71,11 +76,12 @@ class Share:
         if out[0] is None:
             return nothing(call)
         if call.role == "gate":
+            epsilon = 0.0 if self.exact and out[0].of is call.output else self.epsilon
             for _ in range(2 - len(live)):
-                e.book(call, "bias", partial(_half, e, call, out[0], self.epsilon))
+                e.book(call, "bias", partial(_half, e, call, out[0], epsilon))
         elif len(live) < 2:
-            return epsilon_rule(self.epsilon)(e, call, out)
-        return _shared(e, call, out[0], self.epsilon, dict.fromkeys(live, 0.5))
+            return epsilon_rule(self.epsilon, self.exact)(e, call, out)
+        return _shared(e, call, out[0], self.epsilon, self.exact, dict.fromkeys(live, 0.5))
 
 
 def _half(e: Emitter, call: Call, relevance: Relevance, epsilon: float) -> Value:
@@ -113,21 +119,19 @@ class Proportional:
         return shares
 
 
-# Operators whose output says "how much": what they multiply is the signal. Of two, the one that is nearer to a switch.
-_GATES = {"Sigmoid": 2, "HardSigmoid": 2, "Softmax": 2, "Tanh": 1, "Erf": 1}
-
-
 @dataclass(frozen=True)
 class Gate:
     """Gate times signal: the signal takes all (Arras et al. 2017, sec. 3.1).
 
-    The gate is the factor that comes out of a Sigmoid, HardSigmoid or Softmax, else out of a Tanh or Erf (or the one
-    named); if both factors do alike or neither does, the first is the signal. Of a product whose role is that of a
-    gate, the first factor is the gate; where its signal is no live one, nothing takes the relevance.
+    The gate is the factor that comes out of a Sigmoid, HardSigmoid or Softmax, else out of a Tanh or Erf, else out of
+    another activation (or the one named); if both factors do alike or neither does, the first is the signal. Of a
+    product whose role is that of a gate, the first factor is the gate; where its signal is no live one, nothing takes
+    the relevance.
     """
 
     gate: Literal["auto", "first", "second"] = "auto"
     epsilon: float = 1e-6
+    exact: bool = False
 
     def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
         """Relevance of the inputs; a product with one live factor is an ordinary linear layer."""
@@ -137,8 +141,8 @@ class Gate:
         if call.role == "gate" and live == [0]:
             return stop(e, call, out)
         if len(live) < 2:
-            return epsilon_rule(self.epsilon)(e, call, out)
-        return _shared(e, call, out[0], self.epsilon, {self.signal(e, call): 1.0})
+            return epsilon_rule(self.epsilon, self.exact)(e, call, out)
+        return _shared(e, call, out[0], self.epsilon, self.exact, {self.signal(e, call): 1.0})
 
     def signal(self, e: Emitter, call: Call) -> int:
         """Index of the factor that is the signal."""
@@ -146,18 +150,7 @@ class Gate:
             return 1
         if self.gate != "auto":
             return 1 if self.gate == "first" else 0
-        return 1 if _gateness(e, call.given(0)) > _gateness(e, call.given(1)) else 0
-
-
-def _gateness(e: Emitter, value: Value) -> int:
-    maker = e.producers.get(value.name)
-    while maker is not None and not maker.domain:
-        if maker.op in _GATES:
-            return _GATES[maker.op]
-        known = OPERATORS.get(maker.op)
-        before = maker.input(0) if known is not None and known.moves else complemented(maker)
-        maker = None if before is None else e.producers.get(before.name)
-    return 0
+        return 1 if gateness(e.producers, call.given(0)) > gateness(e.producers, call.given(1)) else 0
 
 
 @dataclass(frozen=True)
@@ -166,6 +159,7 @@ class Constant:
 
     factor: int = 0
     epsilon: float = 1e-6
+    exact: bool = False
 
     def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
         """Relevance of the inputs; where one factor is live only, that one takes it."""
@@ -173,5 +167,5 @@ class Constant:
         if out[0] is None:
             return nothing(call)
         if len(live) < 2:
-            return epsilon_rule(self.epsilon)(e, call, out)
-        return _shared(e, call, out[0], self.epsilon, {1 - self.factor: 1.0})
+            return epsilon_rule(self.epsilon, self.exact)(e, call, out)
+        return _shared(e, call, out[0], self.epsilon, self.exact, {1 - self.factor: 1.0})

@@ -120,7 +120,8 @@ class Call:
         refused: why a pass found that it cannot be explained, and what the user can do about it.
         role: what a pass recognised it as: "gate" for a product of which the first factor says how much of the second;
             "gated" for one of two branches, one of which comes out of an activation; "scores" for the product before
-            a softmax, "values" for the one after it.
+            a softmax, "values" for the one after it; "layer" for a sum of layers as one, "summand" for what only
+            enters such sums.
     """
 
     op: str

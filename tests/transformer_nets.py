@@ -299,14 +299,18 @@ def exported(name: str, how: str, half: bool = False) -> onnx.ModelProto:
     dynamo, opset = EXPORTS[how]
     model, feeds = net(name), inputs_of(name)
     model = copy.deepcopy(model).half() if half else model
-    args = tuple(torch.as_tensor(x).half() if half and x.dtype.kind == "f" else torch.as_tensor(x) for x in feeds.values())
+    args = tuple(
+        torch.as_tensor(x).half() if half and x.dtype.kind == "f" else torch.as_tensor(x) for x in feeds.values()
+    )
     names = [["n", "t"] if name != "vit" else ["n"]] * len(args)
     shared: dict[str, Any] = {"opset_version": opset, "input_names": list(feeds), "output_names": ["logits"]}
     file = io.BytesIO()
     if dynamo:
-        free = tuple({i: torch.export.Dim.DYNAMIC for i in range(len(axes))} for axes in names)
+        free = tuple(dict.fromkeys(range(len(axes)), torch.export.Dim.DYNAMIC) for axes in names)
         # The model reads *inputs: one group of arguments.
-        program = torch.onnx.export(model, args, None, dynamo=True, dynamic_shapes={"inputs": free}, verbose=False, **shared)
+        program = torch.onnx.export(
+            model, args, None, dynamo=True, dynamic_shapes={"inputs": free}, verbose=False, **shared
+        )
         return program.model_proto
     axes = {x: dict(enumerate(labels)) for x, labels in zip(feeds, names, strict=True)}
     torch.onnx.export(model, args, file, dynamo=False, dynamic_axes=axes, **shared)

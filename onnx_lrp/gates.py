@@ -62,9 +62,9 @@ def _share_of_sum(makers: Mapping[str, Call], call: Call) -> bool:
 
 
 def see_weighted(v: View) -> None:
-    """Give products of which one factor is a gate the role of weighted values, where they have none yet."""
+    """Give products of which one factor is a switch, and no other activation, the role of weighted values."""
     for call in v.calls:
-        if call.op in PRODUCTS and not call.domain and not call.role and len(_live(call)) == 2:
+        if call.op in PRODUCTS and not call.domain and call.role in ("", "gated") and len(_live(call)) == 2:
             grades = [gateness(v.e.producers, x) for x in _live(call)]
             if max(grades) == SWITCH and min(grades) < SWITCH:
                 call.role = "values"

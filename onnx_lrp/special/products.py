@@ -81,8 +81,9 @@ class Gate:
     """Gate times signal: the signal takes all (Arras et al. 2017, sec. 3.1).
 
     The gate is the factor that comes out of a Sigmoid, HardSigmoid or Softmax, else out of a Tanh or Erf, else out of
-    another activation (or the one named); if both factors do alike or neither does, the first is the signal. Of a product whose role is that of a
-    gate, the first factor is the gate; where its signal is no live one, nothing takes the relevance.
+    another activation (or the one named); if both factors do alike or neither does, the first is the signal. Of a
+    product whose role is that of a gate, the first factor is the gate; where its signal is no live one, nothing takes
+    the relevance.
     """
 
     gate: Literal["auto", "first", "second"] = "auto"

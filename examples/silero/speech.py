@@ -110,7 +110,7 @@ def with_noise(
     borders = np.concatenate([[-1], np.flatnonzero(speech), [len(samples)]])
     longest = int(np.diff(borders).argmax())
     where = np.zeros(len(samples), bool)
-    where[borders[longest] + 1 : borders[longest + 1]] = True
+    where[borders[longest] + RATE // 5 : borders[longest + 1] - RATE // 5] = True
     rng = np.random.default_rng(0)
     level = np.sqrt((samples[speech].astype(np.float64) ** 2).mean())
     noise = (rng.standard_normal(len(samples)) * level).astype(np.float32)

@@ -23,6 +23,7 @@ from tests.support import numbers, run_double, worst
 from tests.surrogate import Plain, Surrogate
 
 WORD = 4  # the word whose logit is explained
+STEPS = 2  # how many words there are before it
 EPSILONS = [(0.0, 0.0), (0.01, 1e-6)]  # of sums and linear layers, of averages and pools
 EXPORTERS = pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
 NAMES = pytest.mark.parametrize("name", DECODERS)
@@ -41,7 +42,7 @@ class Sample:
 def sample() -> Sample:
     torch.manual_seed(0)
     image, features = torch.randn(2, 3, SIZE, SIZE), torch.rand(2, CHANNELS, 3, 3)
-    return Sample(image, features, torch.randint(0, WORDS, (2, 3)))
+    return Sample(image, features, torch.randint(0, WORDS, (2, STEPS)))
 
 
 def book(epsilon: float, proportion: float) -> LRP:
@@ -65,7 +66,7 @@ def exported(name: str, whole: bool, double: bool, dynamo: bool) -> onnx.ModelPr
     net = captioner(name) if whole else decoder(name)
     net = net.double() if double else net
     first = torch.zeros((2, 3, SIZE, SIZE) if whole else (2, CHANNELS, 3, 3), dtype=next(net.parameters()).dtype)
-    return export(net, first, torch.zeros((2, 3), dtype=torch.int64), dynamo)
+    return export(net, first, torch.zeros((2, STEPS), dtype=torch.int64), dynamo)
 
 
 def oracle(net: nn.Module, first: Tensor, words: Tensor, how: Plain) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -101,7 +102,7 @@ def test_the_nets_are_what_they_are_named(sample: Sample) -> None:
         assert (
             ops["two LSTMs"]["Sigmoid"] == 3 * 7
         )  # three gates of two LSTMs, and one of the sentinel, for three words
-        assert ops["weighted sum"]["ReduceSum"] == 3
+        assert ops["weighted sum"]["ReduceSum"] == STEPS
 
 
 # ---- agreement -------------------------------------------------------------------------------------------------------
@@ -114,26 +115,26 @@ def test_the_nets_are_what_they_are_named(sample: Sample) -> None:
 def test_picture_and_words_agree_with_the_oracle(
     name: str, dynamo: bool, epsilon: float, proportion: float, sample: Sample
 ) -> None:
-    """In float64 through ONNX's reference implementation, in float32 through ONNX Runtime."""
+    """In float32 through ONNX Runtime, and in float64 through ONNX's reference (one exporter: the other takes long)."""
     image, words, logit = oracle(captioner(name), sample.image, sample.words, Surrogate(epsilon, proportion))
     feeds = {"image": sample.image.numpy(), "words": sample.words.numpy()}
-    method = book(epsilon, proportion)
-    wide = onnx_lrp.rewrite(exported(name, True, True, dynamo), method, target=WORD).model
-    found = run_double(wide, {**feeds, "image": feeds["image"].astype(np.float64)})
-    narrow = onnx_lrp.rewrite(exported(name, True, False, dynamo), method, target=WORD).model
-    rounded = Session(narrow, device="cpu", threads=1).run(feeds)
-    for results, limit in ((found, 1e-9), (rounded, 1e-4)):
-        assert worst(results["relevance/image"], image) <= limit
-        assert worst(results["relevance/words"], words) <= limit
-        assert worst(results["score"], logit) <= limit
+    for double in (False,) if dynamo else (False, True):
+        model = onnx_lrp.rewrite(exported(name, True, double, dynamo), book(epsilon, proportion), target=WORD).model
+        if double:
+            found = run_double(model, feeds | {"image": feeds["image"].astype(np.float64)})
+        else:
+            found = Session(model, device="cpu", threads=1).run(feeds)
+        limit = 1e-9 if double else 1e-4
+        assert worst(found["relevance/image"], image) <= limit
+        assert worst(found["relevance/words"], words) <= limit
+        assert worst(found["score"], logit) <= limit
 
 
 @pytest.mark.filterwarnings("ignore")
-@NAMES
-def test_the_book_has_the_stabilizers_of_the_paper(name: str, sample: Sample) -> None:
-    """As it is bundled: 0.01 everywhere but in averages and pools."""
-    expected = oracle(captioner(name), sample.image, sample.words, Surrogate(0.01, 1e-6))
-    model = onnx_lrp.rewrite(exported(name, True, True, False), "captioning", target=WORD).model
+def test_the_book_has_the_stabilizers_of_the_paper(sample: Sample) -> None:
+    """As it is bundled: 0.01 everywhere but in averages, pools and shortcuts."""
+    expected = oracle(captioner("one LSTM"), sample.image, sample.words, Surrogate(0.01, 1e-6))
+    model = onnx_lrp.rewrite(exported("one LSTM", True, True, False), "captioning", target=WORD).model
     found = run_double(model, {"image": sample.image.numpy().astype(np.float64), "words": sample.words.numpy()})
     assert worst(found["relevance/image"], expected[0]) <= 1e-9
     assert worst(found["relevance/words"], expected[1]) <= 1e-9
@@ -151,11 +152,10 @@ def test_gates_keys_and_queries_matter_to_the_words(sample: Sample) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@EXPORTERS
 @NAMES
-def test_the_account_closes_at_the_border(name: str, dynamo: bool, sample: Sample) -> None:
+def test_the_account_closes_at_the_border(name: str, sample: Sample) -> None:
     """Features, words, and what biases, first states and stabilizers take make up the logit."""
-    explained = onnx_lrp.rewrite(exported(name, False, False, dynamo), "captioning", target=WORD, ledger=True)
+    explained = onnx_lrp.rewrite(exported(name, False, False, False), "captioning", target=WORD, ledger=True)
     feeds = {"features": sample.features.numpy(), "words": sample.words.numpy()}
     found = Session(explained.model, device="cpu", threads=1).run(feeds)
     total = found["relevance/features"].sum((1, 2, 3)) + found["relevance/words"].sum(1) + found["absorbed"]
@@ -223,7 +223,7 @@ def test_values_of_all_heads_get_what_the_context_has(dynamo: bool, sample: Samp
     with torch.no_grad():
         v, _ = net.seen(sample.features.double(), Plain())
         now, told = net.begin(sample.words, 0), v.mean(1)
-        for t in range(3):
+        for t in range(STEPS):
             now = net.first(torch.cat([net.embedding(sample.words)[:, t], told], 1), now)
         q, k, u = (net.split(x) for x in (net.query(now[0])[:, None], net.key(v), net.value(v)))
         z = (torch.softmax(q @ k.transpose(2, 3) / (WIDTH // 2) ** 0.5, 3) @ u).numpy()

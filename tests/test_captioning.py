@@ -99,9 +99,7 @@ def test_the_nets_are_what_they_are_named(sample: Sample) -> None:
         assert all(c["BatchNormalization"] == 2 and c["MaxPool"] == c["AveragePool"] == 1 for c in ops.values())
         assert ops["LSTM operator"]["LSTM"] == ops["LSTM operator without a first state"]["LSTM"] == 1
         assert ops["two LSTMs"]["LSTM"] == 0
-        assert (
-            ops["two LSTMs"]["Sigmoid"] == 3 * 7
-        )  # three gates of two LSTMs, and one of the sentinel, for three words
+        assert ops["two LSTMs"]["Sigmoid"] == STEPS * 7  # three gates of two LSTMs, one of the sentinel
         assert ops["weighted sum"]["ReduceSum"] == STEPS
 
 

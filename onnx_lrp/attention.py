@@ -16,10 +16,9 @@ import numpy as np
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.emit import Call, Value
 from onnx_lrp.facts import Facts
+from onnx_lrp.gates import PRODUCTS, gateness
 from onnx_lrp.view import View, carried
 
-# Products of which one factor may be probabilities.
-PRODUCTS = ("MatMul", "Gemm", "Einsum", "Mul")
 # What may stand between the scores and their softmax, and between two tensors of equal shape that are the same but for
 # what happens to each element.
 _SUMS = ("Add", "Sub", "Sum")
@@ -134,30 +133,6 @@ def _zero(v: View, values: list[Value | None]) -> bool:
 
 
 # ---- products with a gate --------------------------------------------------------------------------------------------
-
-
-# Operators whose output says "how much": what they multiply is the signal. Of two, the one that is nearer to a switch.
-_GATES = {"Sigmoid": 3, "HardSigmoid": 3, "Softmax": 3, "Tanh": 2, "Erf": 2}
-
-
-def gateness(makers: Mapping[str, Call], value: Value) -> int:
-    """How much of a gate a factor is: 0 unless it comes out of an activation.
-
-    Args:
-        makers: the call that makes a tensor, by its name.
-        value: the factor.
-    """
-    maker = makers.get(value.name)
-    while maker is not None and not maker.domain:
-        if maker.op in _GATES:
-            return _GATES[maker.op]
-        if maker.op in ("Sin", "Cos"):  # of places, in rotary embeddings
-            return 0
-        before, known = carried(maker), OPERATORS.get(maker.op)
-        if maker.role == "gate" or (before is None and known is not None and known.verb == "pointwise"):
-            return 1
-        maker = None if before is None else makers.get(before.name)
-    return 0
 
 
 def _gates(v: View) -> None:

@@ -21,10 +21,12 @@ from onnx_lrp.classical import see_logits_of_two_classes, see_primitives
 from onnx_lrp.emit import Value
 from onnx_lrp.errors import ModelError
 from onnx_lrp.folding import fold_affine, fold_affine_right
+from onnx_lrp.gates import see_gated_sums, see_weighted
 from onnx_lrp.model import Source
 from onnx_lrp.pads import explicit_pads
 from onnx_lrp.quantized import see_dequantized
 from onnx_lrp.recurrent import see_layers, see_steps
+from onnx_lrp.summands import see_summands
 from onnx_lrp.view import View, read_view
 
 
@@ -63,6 +65,9 @@ def see(v: View, fold_batchnorm: bool = True) -> None:
     fold_affine(v, fold_batchnorm)
     if fold_batchnorm:
         fold_affine_right(v)
+    see_summands(v)
+    see_gated_sums(v)
+    see_weighted(v)
 
 
 def _see_through(v: View) -> None:

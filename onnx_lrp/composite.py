@@ -110,9 +110,9 @@ def _lrp_0() -> Step:
     return epsilon_rule(0.0)
 
 
-def _norm(epsilon: float = 1e-6, exact: bool = False) -> Step:
+def _norm(epsilon: float = 1e-6, exact: bool = False, equal_at_zero: bool = False) -> Step:
     """A sum shares in proportion to its summands: the epsilon rule, named after what it does to sums."""
-    return epsilon_rule(epsilon, exact)
+    return special.Sum(epsilon) if equal_at_zero else epsilon_rule(epsilon, exact)
 
 
 def _fixed(step: Step) -> Callable[[], Step]:
@@ -191,12 +191,14 @@ class Composite:
         title: what it is, in one line.
         assignments: its entries in order.
         note: where it comes from.
+        fold_batchnorm: whether BatchNormalization is to be seen as part of a linear neighbour.
     """
 
     name: str
     title: str
     assignments: tuple[Assignment, ...]
     note: str = ""
+    fold_batchnorm: bool = True
 
     def find(self, place: Place) -> Assignment | None:
         """The first entry that matches a call; None where none does."""
@@ -249,9 +251,10 @@ _OPAQUE = re.compile(
     r'"""[\s\S]*?"""|\'\'\'[\s\S]*?\'\'\'|"(?:\\.|[^"\\\n])*"(?!\s*[=.\]])|\'[^\'\n]*\'(?!\s*[=.\]])|#[^\n]*'
 )
 _ENTRY = re.compile(r"\s*\[\[\s*assign\s*\]\]")
-_BOOK_KEYS = ("title", "note", "base", "assign")
+_BOOK_KEYS = ("title", "note", "base", "fold_batchnorm", "assign")
 _WHERE_KEYS = ("op", "kind", "role", "name", "position", "depth", "producer", "consumer", "live")
 _NUMBERS = ("epsilon", "gamma", "alpha", "beta")
+_SWITCHES = ("exact", "bias", "equal_at_zero")
 
 
 class _Reader:
@@ -296,18 +299,24 @@ class _Reader:
         """The book and all that its base adds."""
         for key, value in self.data.items():
             if key not in _BOOK_KEYS:
-                message = "unknown key; a rule book has title, note, base and [[assign]]"
+                message = "unknown key; a rule book has title, note, base, fold_batchnorm and [[assign]]"
                 raise self._error(message, key, self._line(key))
             if key in ("title", "note") and not isinstance(value, str):
                 raise self._error(f"is text, got {value!r}", key, self._line(key))
+            if key == "fold_batchnorm" and not isinstance(value, bool):
+                raise self._error(f"is true or false, got {value!r}", key, self._line(key))
         entries = self.data.get("assign", [])
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise self._error("write [[assign]] with double brackets", "assign", self._line("assign"))
         assignments = [self._entry(number, entry) for number, entry in enumerate(entries)]
+        fold = True
         if "base" in self.data:
-            assignments.extend(self._base(self.data["base"]).assignments)
+            base = self._base(self.data["base"])
+            assignments.extend(base.assignments)
+            fold = base.fold_batchnorm
         stem = self.path.name.removesuffix(".toml")
-        return Composite(stem, self.data.get("title", stem), tuple(assignments), self.data.get("note", ""))
+        title, note = self.data.get("title", stem), self.data.get("note", "")
+        return Composite(stem, title, tuple(assignments), note, self.data.get("fold_batchnorm", fold))
 
     def _base(self, base: Any) -> Composite:
         line = self._line("base")
@@ -346,7 +355,7 @@ class _Reader:
             if key not in allowed:
                 takes = f"it takes {', '.join(allowed)}" if allowed else "it takes no parameters"
                 raise fail(f"rule {rule} has no parameter '{key}'; {takes}", key)
-            if key == "exact" and not isinstance(value, bool):
+            if key in _SWITCHES and not isinstance(value, bool):
                 raise fail(f"is true or false, got {value!r}", key)
             if key in _NUMBERS and not (isinstance(value, int | float) and _is_number(value) and value >= 0):
                 raise fail(f"is a number that is not negative, got {value!r}", key)
@@ -431,6 +440,7 @@ def _listed(names: Sequence[str]) -> str:
 def rules_of(composite: Composite, op: str, live: int) -> tuple[tuple[str, str], ...]:
     """What calls of an operator can take, in order: rule, and in words the condition that decides at run time."""
     found: list[tuple[str, str]] = []
+    before: list[Mapping[str, list[Any]]] = []
     for assignment in composite.assignments:
         where = assignment.where
         if not _possible(where, op, live):
@@ -439,7 +449,11 @@ def rules_of(composite: Composite, op: str, live: int) -> tuple[tuple[str, str],
         if "position" in where and not positions:
             continue
         rest = {**where, "position": positions} if positions else where
-        condition = ", ".join(_words(key, as_list(value)) for key, value in rest.items() if key not in _STATIC)
+        rest = {key: as_list(value) for key, value in rest.items() if key not in _STATIC}
+        if any(all(set(rest.get(k, [None])) <= set(v) for k, v in other.items()) for other in before):
+            continue  # an entry before this one takes all of them
+        before.append(rest)
+        condition = ", ".join(_words(key, value) for key, value in rest.items())
         found.append((str(assignment), condition))
         if not condition:
             break

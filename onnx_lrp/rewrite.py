@@ -84,7 +84,7 @@ def rewrite(
     target: Target = "input",
     start: Start | None = None,
     ledger: bool = False,
-    fold_batchnorm: bool = True,
+    fold_batchnorm: bool | None = None,
     portable: bool = False,
     allow_gradient: bool = False,
     switch: bool = False,
@@ -105,7 +105,8 @@ def rewrite(
         target: "input" (graph input ``target``, default -1: arg max), "argmax", an int, or one int per class axis.
         start: "logit", "one", "softmax", "contrast" or "input"; default: the method's.
         ledger: add the output ``absorbed`` (N,): what biases and stabilizers took.
-        fold_batchnorm: see BatchNormalization as part of a linear neighbour.
+        fold_batchnorm: see BatchNormalization as part of a linear neighbour; default: true, unless a rule book says
+            otherwise.
         portable: emit nothing that WebGPU, OpenVINO or TensorRT lacks.
         allow_gradient: let nodes without a rule take the plain gradient; the table says which did.
         switch: put the explanation behind a graph input ``explain`` (bool, default true), so that a client that
@@ -155,7 +156,7 @@ def rewrite_with_accounts(
     target: Target = "input",
     start: Start | None = None,
     accounts: Accounts = "none",
-    fold_batchnorm: bool = True,
+    fold_batchnorm: bool | None = None,
     portable: bool = False,
     allow_gradient: bool = False,
     switch: bool = False,
@@ -165,12 +166,13 @@ def rewrite_with_accounts(
     """Like :func:`rewrite`; ``accounts="node"`` adds every node's own accounts as outputs, for verification."""
     chosen = find_method(method)
     begin = start or chosen.start
+    fold = getattr(chosen, "fold_batchnorm", True) if fold_batchnorm is None else fold_batchnorm
     if begin not in STARTS:
         raise InputError(f"start is one of {', '.join(STARTS)}, not '{begin}'")
     source = model if isinstance(model, Source) else models.load(model, shapes)
     v = view(
         source,
-        fold_batchnorm=fold_batchnorm,
+        fold_batchnorm=fold,
         portable=portable,
         kept=[*layers, *(inputs or ()), *([output] if output else []), *chosen.tensors, *mask_axes(masks)],
     )
@@ -181,7 +183,7 @@ def rewrite_with_accounts(
     reported = {**_reported_inputs(v, inputs), **{name: ([v.value(name)], False) for name in layers}}
     wanted = {x: name for name, (values, _) in reported.items() for x in values}
     plan = chosen.plan(v, explained, wanted)
-    passes = functools.partial(see, fold_batchnorm=fold_batchnorm)
+    passes = functools.partial(see, fold_batchnorm=fold)
 
     def steps_of(walk: Walk, keeper: Ledger | None) -> Steps:
         return Steps(source, chosen.name, walk.step_for, allow_gradient, keeper, passes, chosen.start != "one")

@@ -20,8 +20,8 @@ def zplus_rule(epsilon: float = 1e-6) -> Rule:
     return Rule("zplus", (Branch((Term(POSITIVE, POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE, ZERO))),), epsilon)
 
 
-def alpha_beta_rule(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> Rule:
-    """LRP-alpha-beta (Bach et al. 2015, eq. 60).
+def alpha_beta_rule(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6, bias: bool = True) -> Rule:
+    """LRP-alpha-beta (Bach et al. 2015, eq. 60); without ``bias`` the denominators leave the biases out.
 
     Raises:
         RuleError: alpha or beta negative, or alpha - beta not 1 (relevance would not be conserved).
@@ -30,8 +30,9 @@ def alpha_beta_rule(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6
         raise RuleError(
             f"alpha_beta needs alpha, beta >= 0 and alpha - beta = 1, got alpha={alpha}, beta={beta}", key="alpha"
         )
-    excite = Branch((Term(POSITIVE, POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE, ZERO)), alpha)
-    inhibit = Branch((Term(POSITIVE, NEGATIVE, NEGATIVE), Term(NEGATIVE, POSITIVE, ZERO)), -beta)
+    up, down = (POSITIVE, NEGATIVE) if bias else (ZERO, ZERO)
+    excite = Branch((Term(POSITIVE, POSITIVE, up), Term(NEGATIVE, NEGATIVE, ZERO)), alpha)
+    inhibit = Branch((Term(POSITIVE, NEGATIVE, down), Term(NEGATIVE, POSITIVE, ZERO)), -beta)
     return Rule("alpha_beta", (excite, inhibit) if beta else (excite,), epsilon)
 
 

@@ -120,9 +120,9 @@ class Call:
         refused: why a pass found that it cannot be explained, and what the user can do about it.
         role: what a pass recognised it as: "gate" for a product of which the first factor says how much of the second;
             "gated" for one of two branches, one of which comes out of an activation; "scores" for the product before
-            a softmax, "values" for the one after it; "layer" for what goes into a gate, a linear layer of input and
-            state; "summand" for what is only added to such a layer; "complement" for one minus a gate; "recurrent" for
-            the steps of an LSTM, GRU or RNN.
+            a softmax, "values" for the one after it; "layer" for a linear layer of several, such as one of input and
+            state that goes into a gate, "summand" for what only enters such a sum; "complement" for one minus a gate;
+            "recurrent" for the steps of an LSTM, GRU or RNN.
     """
 
     op: str

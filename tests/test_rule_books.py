@@ -21,7 +21,7 @@ NAMES = {"lrp_0", "epsilon", "zplus", "epsilon_plus", "epsilon_plus_flat", "epsi
 # No published rule says how their relevance is shared: an error lists such nodes, the gradient methods go through.
 WITHOUT_RULE = {"ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd"}
 WITHOUT_RULE |= {"LpPool", "GlobalLpPool", "CumProd", "Det"}
-NAMES |= {"epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat", "attnlrp", "cp_lrp"}
+NAMES |= {"epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat", "attnlrp", "cp_lrp", "captioning"}
 
 
 # ---- the bundled books -----------------------------------------------------------------------------------------------
@@ -250,6 +250,9 @@ MISTAKES: list[tuple[str, str, int | None, str | None, str]] = [
     ("unknown key at the end", f"[[assign]]\n{GOOD}[extra]\nx = 1\n", 4, "extra", "unknown key"),
     ("title is no text", "title = 3\n", 1, "title", "is text, got 3"),
     ("note is no text", 'title = "t"\nnote = ["a"]\n', 2, "note", "is text"),
+    ("folding is no switch", '\nfold_batchnorm = "no"\n', 2, "fold_batchnorm", "is true or false, got 'no'"),
+    ("bias is a number", '[[assign]]\nrule = "alpha_beta"\nbias = 0\n', 3, "bias", "is true or false, got 0"),
+    ("equal is text", '[[assign]]\nrule = "norm"\nequal_at_zero = ""\n', 3, "equal_at_zero", "is true or false"),
     ("single brackets", '[assign]\nrule = "zplus"\n', 1, "assign", "double brackets"),
     ("entries are no tables", "\nassign = [1, 2]\n", 2, "assign", "double brackets"),
     ("bad TOML", f"[[assign]]\n{GOOD}x = = 1\n", 4, None, "is no valid TOML: Invalid value"),

@@ -76,7 +76,7 @@ def rewriting(args: argparse.Namespace) -> dict[str, Any]:
         "output": args.output,
         "start": args.start,
         "allow_gradient": args.allow_gradient,
-        "fold_batchnorm": not args.no_fold_batchnorm,
+        "fold_batchnorm": False if args.no_fold_batchnorm else None,
     }
 
 

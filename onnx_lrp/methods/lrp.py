@@ -35,6 +35,11 @@ class LRP(OneWalk):
         """Name of the rule book."""
         return self.composite.name
 
+    @property
+    def fold_batchnorm(self) -> bool:
+        """Whether the rule book wants BatchNormalization seen as part of a linear neighbour."""
+        return self.composite.fold_batchnorm
+
     def step_for(self, place: Place) -> tuple[Step, str, str] | None:
         """The step that the rule book assigns."""
         found = self.composite.find(place)

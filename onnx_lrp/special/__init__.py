@@ -5,6 +5,7 @@ from onnx_lrp.special.normalizing import Normalization, Softmax, batchnorm_absol
 from onnx_lrp.special.passing import Pass
 from onnx_lrp.special.pooling import ProportionalPool
 from onnx_lrp.special.products import Constant, Gate, Proportional, Share
+from onnx_lrp.special.sums import Sum
 
 __all__ = [
     "Constant",
@@ -15,6 +16,7 @@ __all__ = [
     "ProportionalPool",
     "Share",
     "Softmax",
+    "Sum",
     "batchnorm_absolute",
     "route",
     "stop",

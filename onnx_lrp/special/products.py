@@ -9,10 +9,10 @@ from typing import Literal
 
 from onnx_lrp.adjoints import OPERATORS, adjoint
 from onnx_lrp.adjoints.shapes import expand_like, reduce_like
-from onnx_lrp.attention import gateness
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import RuleError
+from onnx_lrp.gates import gateness
 from onnx_lrp.relevance import adjoint_of_bias, stabilized
 from onnx_lrp.special.common import Out, nothing
 from onnx_lrp.special.moving import stop

@@ -5,8 +5,8 @@
     python -m exporters.minilm --similarity --out similarity.onnx
 
 The network is BERT with six layers, then the mean over the tokens of a sentence, scaled to length one (Reimers and
-Gurevych 2019). It is built in plain torch and reads the weights itself, so neither transformers nor sentence-transformers
-is needed. `tokenizer.json` beside the weights is for the package tokenizers; `--tokenizer FILE` copies it.
+Gurevych 2019). It is built in plain torch and reads the weights itself: no need of transformers or of
+sentence-transformers. `tokenizer.json` beside the weights is for the package tokenizers; `--tokenizer FILE` copies it.
 """
 
 from __future__ import annotations

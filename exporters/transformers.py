@@ -60,6 +60,18 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-right, left], -1) * sin
 
 
+class RMSNorm(nn.Module):
+    """x / √(mean x² + ε) · weight (Zhang and Sennrich 2019), written out: torch's older exporter lacks torch's own."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale every place of x (N, T, dim)."""
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
 class Mlp(nn.Module):
     """Two dense layers with GELU between them."""
 
@@ -77,7 +89,9 @@ class GatedMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.gate, self.up, self.down = (nn.Linear(a, b, bias=False) for a, b in ((dim, hidden),) * 2 + ((hidden, dim),))
+        self.gate, self.up, self.down = (
+            nn.Linear(a, b, bias=False) for a, b in ((dim, hidden),) * 2 + ((hidden, dim),)
+        )
         self.act = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,11 +164,11 @@ class Causal(nn.Module):
             Block(
                 Attention(dim, heads, kv_heads, bias=False),
                 GatedMlp(dim, hidden),
-                (nn.RMSNorm(dim, eps=1e-5), nn.RMSNorm(dim, eps=1e-5)),
+                (RMSNorm(dim), RMSNorm(dim)),
             )
             for _ in range(layers)
         )
-        self.norm, self.head = nn.RMSNorm(dim, eps=1e-5), nn.Linear(dim, vocabulary, bias=False)
+        self.norm, self.head = RMSNorm(dim), nn.Linear(dim, vocabulary, bias=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids (N, T) to logits (N, T, vocabulary) of the next token at every place."""

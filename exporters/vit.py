@@ -1,7 +1,8 @@
 """Train and export a small vision transformer that tells which shape is in a picture.
 
-Every picture of 24 by 24 holds one shape (disc, square, triangle, cross or ring) of a bright colour, anywhere, on a dark
-and noisy ground among short bright lines, which are there in every class. The patches that the shape covers are the evidence.
+Every picture of 24 by 24 holds one shape (disc, square, triangle, cross or ring) of a bright colour, anywhere, on a
+dark and noisy ground among short bright lines, which are there in every class. The patches that the shape covers are
+the evidence.
 
     python -m exporters.vit --out vit.onnx
 """

@@ -57,7 +57,11 @@ class Encoder(nn.Module):
         states = self.bert(input_ids, attention_mask, token_type_ids)
         kept = attention_mask[..., None].to(states.dtype)
         mean = (states * kept).sum(1) / kept.sum(1).clamp(min=1e-9)
-        return nn.functional.normalize(mean, dim=-1)
+        return self.unit(mean)
+
+    def unit(self, x: Tensor) -> Tensor:
+        """Scale to length one; a method of its own, so that a peer can hold the norm constant."""
+        return nn.functional.normalize(x, dim=-1)
 
 
 class Similarity(nn.Module):

@@ -102,7 +102,10 @@ TEMPLATES: tuple[tuple[str, str, dict[str, tuple[str | tuple[str, str], ...]]], 
         {
             "a": ("Paris", "Vienna", "Madrid"),
             "b": ("Munich", "Rome", "Prague", "Geneva"),
-            "late,Late": (("delayed by an hour", "There is a delay of an hour"), ("cancelled", "There is a cancellation")),
+            "late,Late": (
+                ("delayed by an hour", "There is a delay of an hour"),
+                ("cancelled", "There is a cancellation"),
+            ),
         },
     ),
     (

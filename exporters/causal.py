@@ -5,12 +5,13 @@ last key. So it is known which token is the evidence: the value behind the key t
 which says that it is the one). Two layers do that by copying (Olsson et al. 2022): the first looks back by one token,
 the second finds the key.
 
-    python -m exporters.causal --out causal.onnx
+    python -m exporters.causal --out examples/lookup/lookup.onnx --tokenizer examples/lookup/tokenizer.json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,10 +103,19 @@ def write(model: Causal, path: str | Path | None, *, opset: int = 18, dynamo: bo
     return export(model, path, example, "logits", named, opset=opset, dynamo=dynamo)
 
 
+def tokenizer() -> str:
+    """A file for the package tokenizers: words apart by spaces, each with its id."""
+    model = {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(WORDS)}, "unk_token": WORDS[BLANK]}
+    empty = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    parts = {"version": "1.0", **empty, "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}}
+    return json.dumps(parts | {"model": model}, indent=1) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m exporters.causal", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", required=True, type=Path, help="the file to write")
+    parser.add_argument("--tokenizer", type=Path, help="where to write a tokenizer.json to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--dynamo", action="store_true", help="use torch's newer exporter")
@@ -113,6 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     model = train(args.seed, args.steps)
     print(f"accuracy on fresh texts: {accuracy(model):.2%} (chance is {1 / len(VALUES):.2%})")
+    if args.tokenizer:
+        args.tokenizer.write_text(tokenizer(), encoding="utf-8")
     write(model, args.out, opset=args.opset, dynamo=args.dynamo)
 
 

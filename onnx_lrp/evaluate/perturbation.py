@@ -42,7 +42,8 @@ class Curve:
 
     def area(self) -> Array:
         """Area under the curve of every sample by the trapezoidal rule, (N,): its mean score along the way."""
-        return np.asarray(np.trapezoid(self.scores, self.share, axis=1))
+        middles = (self.scores[:, 1:] + self.scores[:, :-1]) / 2
+        return np.asarray(middles @ np.diff(self.share))
 
 
 def curve(

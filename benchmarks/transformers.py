@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 
 import onnx_lrp
+from benchmarks.lxt import patched
 from benchmarks.peers import Call, cpu, medians, write
 from exporters import minilm
 from exporters.transformers import Bert, ViT, export
 from onnx_lrp.runtime import Session
-from tests.peers.lxt_peer import patched
 
 BEGIN, END = "<!-- transformers:begin -->", "<!-- transformers:end -->"
 METHODS = ("attnlrp", "cp_lrp")

@@ -329,13 +329,13 @@ def report(args: argparse.Namespace, command: Sequence[str]) -> Iterator[str]:
     yield from rewritten
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace the block between the markers in the file."""
     page = path.read_text(encoding="utf-8")
-    if BEGIN not in page or END not in page:
-        raise SystemExit(f"{path} has no lines {BEGIN} and {END} to write between")
-    head, tail = page.split(BEGIN, 1)[0], page.split(END, 1)[1]
-    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+    if begin not in page or end not in page:
+        raise SystemExit(f"{path} has no lines {begin} and {end} to write between")
+    head, tail = page.split(begin, 1)[0], page.split(end, 1)[1]
+    path.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -44,7 +44,8 @@ def test_a_bundled_book_is_complete(name: str) -> None:
         for live in (1, 2)
         if operator.adjoint is not None and rules_of(book, op, live)[-1][0].startswith("none")
     }
-    assert uncovered == WITHOUT_RULE
+    norms = {"ReduceL1", "ReduceL2"} if name in ("attnlrp", "cp_lrp") else set()  # which they hold constant
+    assert uncovered == WITHOUT_RULE - norms
 
 
 @pytest.mark.parametrize("name", book_names())

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from onnx_lrp.cli.options import class_number, feeds_of, numbers, wanted_inputs
 from onnx_lrp.cli.output import Result
 from onnx_lrp.errors import InputError
-from onnx_lrp.explainer import Explainer, Explanation
+from onnx_lrp.explainer import Explainer
+from onnx_lrp.explanation import Explanation
 from onnx_lrp.preprocess import Preprocess
 
 Target = int | list[int] | None

@@ -33,7 +33,8 @@ from onnx_lrp.cli.options import (
 from onnx_lrp.cli.output import check_writing
 from onnx_lrp.concepts import Concepts, Hit
 from onnx_lrp.errors import InputError
-from onnx_lrp.explainer import Explainer, save_arrays
+from onnx_lrp.explainer import Explainer
+from onnx_lrp.explanation import save_arrays
 from onnx_lrp.inputs import find_inputs
 from onnx_lrp.model import write_atomically
 from onnx_lrp.preprocess import Preprocess, require_pillow

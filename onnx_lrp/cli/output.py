@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_lrp.errors import InputError
-from onnx_lrp.explainer import Explanation, save_arrays
+from onnx_lrp.explanation import Explanation, save_arrays
 from onnx_lrp.preprocess import require_pillow
 from onnx_lrp.show import COLORMAPS, comparison_figure, explanation_figure, save
 from onnx_lrp.show.figure import MOST_ROWS

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_lrp.explainer import Explanation
+from onnx_lrp.explanation import Explanation
 from onnx_lrp.rewrite import Explained
 from onnx_lrp.show.figure import class_name
 

@@ -194,7 +194,9 @@ class Explainer:
 
     def _encoded(self, inputs: Inputs) -> Inputs:
         """Texts as token ids; other inputs as they are."""
-        specs = {name: Spec(np.dtype(self.session.dtype(name)), tuple(i.shape)) for name, i in self.session.inputs.items()}
+        specs = {
+            name: Spec(np.dtype(self.session.dtype(name)), tuple(i.shape)) for name, i in self.session.inputs.items()
+        }
         if (texts := _texts(inputs)) is not None:
             return self._reader().feeds(texts, specs)
         if not isinstance(inputs, Mapping) or not any(_texts(value) is not None for value in inputs.values()):

@@ -29,7 +29,7 @@ class Piece:
 
 
 def style_of(tokens: Iterable[str]) -> Style:
-    """How a vocabulary (or, where there is none, a text's own tokens) marks the pieces of words: by its commonest mark."""
+    """How a vocabulary, or where there is none a text's own tokens, marks the pieces of words: its commonest mark."""
     counts: dict[Style, int] = {"wordpiece": 0, "byte_level": 0, "metaspace": 0, "suffix": 0}
     for token in tokens:
         if token.startswith(_MORE) and len(token) > 2:

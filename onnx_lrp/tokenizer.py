@@ -93,7 +93,9 @@ class Tokenizer:
     def pieces(self, ids: NDArray[Any]) -> list[Piece]:
         """Tokens as a reader sees them; an id that the vocabulary lacks is shown as a number."""
         tokens = [self._raw.id_to_token(int(i)) if 0 <= i < self.size else None for i in ids]
-        whole = [token is None or int(i) in self.special or int(i) == self.mask for i, token in zip(ids, tokens, strict=True)]
+        whole = [
+            token is None or int(i) in self.special or int(i) == self.mask for i, token in zip(ids, tokens, strict=True)
+        ]
         named = [f"#{i}" if token is None else token for i, token in zip(ids, tokens, strict=True)]
         return pieces(named, self.style, whole)
 
@@ -233,7 +235,9 @@ def _no_past(name: str, spec: Spec, count: int) -> NDArray[Any]:
         shape.append(length if isinstance(length, int) else count if axis == 0 else 0)
     if all(shape) or shape.count(0) > 1 or not shape[0]:
         lengths = ", ".join(str(d) for d in spec.shape)
-        raise InputError(f"input '{name}' ({lengths}) has to be given: which of its axes is the past's length is not said")
+        raise InputError(
+            f"input '{name}' ({lengths}) has to be given: which of its axes is the past's length is not said"
+        )
     return np.zeros(shape, spec.dtype)
 
 

@@ -135,7 +135,9 @@ def read_tokens(
     if tensor is None:
         names = token_tensors(explanation)
         if len(names) != 1:
-            what = f"has several inputs of token ids ({', '.join(names)})" if names else "reports no relevance of tokens"
+            what = (
+                f"has several inputs of token ids ({', '.join(names)})" if names else "reports no relevance of tokens"
+            )
             known = ", ".join(explanation.relevance)
             raise InputError(f"the explanation {what}; name a tensor of {known} with tensor=")
         (tensor,) = names
@@ -199,7 +201,9 @@ class TokenRows:
         """Where the mask token stands."""
         found = np.flatnonzero(self.ids[sample] == self.mask) if self.mask is not None else np.array([], int)
         if not len(found):
-            why = "the text has no mask token" if self.mask is not None else "a tokenizer that has a mask token is needed"
+            why = (
+                "the text has no mask token" if self.mask is not None else "a tokenizer that has a mask token is needed"
+            )
             raise InputError(f"position='mask': {why}")
         return found
 

@@ -1,6 +1,7 @@
 """Pictures of explanations: heat maps, overlays, grids, series and bars with numpy and Pillow; texts as HTML.
 
-Every figure is a PIL image; `save` writes it. A text is a page of HTML, or lines for a terminal. Red speaks for the explained score, blue against it.
+Every figure is a PIL image; `save` writes it. A text is a page of HTML, or lines for a terminal.
+Red speaks for the explained score, blue against it.
 """
 
 from onnx_lrp.show.canvas import enlarge, save

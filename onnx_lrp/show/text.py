@@ -140,9 +140,7 @@ def segments(passage: TokenRelevance, scale: float, marked: int | None = None) -
             piece = passage.pieces[i]
             kind: Literal["content", "special"] = "special" if passage.special[i] else "content"
             value, share, place = float(passage.relevance[i]), float(shares[i]), int(passage.places[i])
-            yield Segment(
-                shown(piece.text), value, share, kind, piece.glued, i == here, place, 1, int(passage.ids[i])
-            )
+            yield Segment(shown(piece.text), value, share, kind, piece.glued, i == here, place, 1, int(passage.ids[i]))
 
 
 def colours(shares: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -213,9 +211,7 @@ def _vocabulary(explanation: Explanation, tokenizer: Tokenizer | None) -> Sequen
     return tokenizer.labels if tokenizer.size <= first.shape[-1] <= 2 * tokenizer.size else None
 
 
-def _predicted(
-    explanation: Explanation, index: int, labels: Sequence[str] | None, tokenizer: Tokenizer | None
-) -> str:
+def _predicted(explanation: Explanation, index: int, labels: Sequence[str] | None, tokenizer: Tokenizer | None) -> str:
     """The highest class of the first output; "" where there are none."""
     first = next(iter(explanation.outputs.values()), None)
     if first is None or first.dtype.kind != "f" or len(first) != len(explanation) or first.shape[-1] < 2:

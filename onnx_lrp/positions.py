@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +43,11 @@ def find_positions(position: Position, rows: TokenRows) -> tuple[NDArray[np.intp
         if position != "last" and count > 1 and any(len(p) != 1 for p in places):
             raise InputError(f"position={position!r} gives several positions of a text; explain one text at a time")
     else:
-        given = [position] if isinstance(position, Integral) else position
-        whole = isinstance(given, list | tuple | range | np.ndarray) and len(given)
-        if not whole or not all(isinstance(p, Integral) and not isinstance(p, bool) for p in given):
+        given: Any = [position] if isinstance(position, Integral) else position
+        numbers = list(given) if isinstance(given, list | tuple | range | np.ndarray) else []
+        if not numbers or not all(isinstance(p, Integral) and not isinstance(p, bool) for p in numbers):
             raise InputError(f"position is 'last', 'all', 'mask', a number or a list of numbers, not {position!r}")
-        numbers = [int(p) for p in given]
+        numbers = [int(p) for p in numbers]
         if count > 1 and len(numbers) not in (1, count):
             raise InputError(f"{len(numbers)} positions for {count} samples; give one, one each, or a single sample")
         if count == 1:

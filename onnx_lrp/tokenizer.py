@@ -93,9 +93,8 @@ class Tokenizer:
     def pieces(self, ids: NDArray[Any]) -> list[Piece]:
         """Tokens as a reader sees them; an id that the vocabulary lacks is shown as a number."""
         tokens = [self._raw.id_to_token(int(i)) if 0 <= i < self.size else None for i in ids]
-        whole = [
-            token is None or int(i) in self.special or int(i) == self.mask for i, token in zip(ids, tokens, strict=True)
-        ]
+        alone = self.special | {self.mask}
+        whole = [token is None or int(i) in alone for i, token in zip(ids, tokens, strict=True)]
         named = [f"#{i}" if token is None else token for i, token in zip(ids, tokens, strict=True)]
         return pieces(named, self.style, whole)
 

@@ -164,7 +164,8 @@ def reader(words: int = 40, *, classes: int = 3, hidden: bool = False) -> onnx.M
         "low": np.array(-1e4, np.float32),
         "one_axis": np.array([1], np.int64),
     }
-    inputs = {name: (INT64, ("N", "T")) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    ids: tuple[int, Shape] = (INT64, ("N", "T"))
+    inputs = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}
     if hidden:
         nodes.append(helper.make_node("MatMul", ["h", "head"], ["logits"], "head"))
         weights["head"] = normal(width, words, seed=8)

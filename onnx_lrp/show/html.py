@@ -74,7 +74,8 @@ def text_page(columns: Sequence[Explanation], titles: Sequence[str] = (), headin
     rows = text_rows(columns, **options)  # type: ignore[arg-type]
     titles = titles or [column.method for column in columns]
     if not heading:
-        heading = " and ".join(dict.fromkeys(column.method for column in columns)) or "Relevance of words"
+        methods = ", ".join(dict.fromkeys(column.method for column in columns if column.method))
+        heading = f"Relevance of words by {methods}" if methods else "Relevance of words"
     return page(rows, titles if len(columns) > 1 else (), heading)
 
 
@@ -127,13 +128,15 @@ def _cell(cell: TextCell) -> Iterator[str]:
     for passage in drawn:
         yield f'<p class="text" dir="auto">{"".join(_words(passage))}</p>\n'
     sums = [f"<span>{escape(name)} {number(total)}</span>" for name, total in cell.totals]
-    yield f'<p class="sums">{" ".join(sums)} <span>full colour \u00b1{cell.scale:.3g}</span></p>\n'
+    if cell.scale:
+        sums.append(f"<span>full colour \u00b1{cell.scale:.3g}</span>")
+    yield f'<p class="sums">{" ".join(sums)}</p>\n'
     yield "<details><summary>numbers</summary>"
     yield '<table class="numbers"><thead><tr><th scope="col">place</th><th scope="col">token</th>'
     yield '<th scope="col">relevance</th></tr></thead><tbody>\n'
-    for passage in drawn:
-        for s in passage:
-            yield f'<tr><td>{s.place}</td><th scope="row" dir="auto">{escape(s.text)}</th><td>{number(s.value)}</td></tr>\n'
+    for s in (segment for passage in drawn for segment in passage):
+        name = f'<th scope="row" dir="auto">{escape(s.text)}</th>'
+        yield f"<tr><td>{s.place}</td>{name}<td>{number(s.value)}</td></tr>\n"
     yield "</tbody></table></details>"
 
 
@@ -143,7 +146,7 @@ def _words(passage: Sequence[Segment]) -> Iterator[str]:
     for i, s in enumerate(passage):
         if i and not s.glued:
             yield " "
-        classes = [s.kind] if s.kind != "content" else []
+        classes: list[str] = [s.kind] if s.kind != "content" else []
         classes += (["glued"] if s.glued else []) + (["here"] if s.marked else [])
         named = f' class="{" ".join(classes)}"' if classes else ""
         colour = "#{:02x}{:02x}{:02x}".format(*back[i])

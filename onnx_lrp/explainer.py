@@ -16,9 +16,9 @@ from onnx_lrp.methods import Method
 from onnx_lrp.model import ModelLike
 from onnx_lrp.positions import Position, find_positions
 from onnx_lrp.rewrite import Explained, rewrite
-from onnx_lrp.roles import text_inputs
+from onnx_lrp.roles import Spec, filled, kinds, text_inputs
 from onnx_lrp.runtime import Array, Device, Session
-from onnx_lrp.tokenizer import Spec, Text, Tokenizer, TokenizerLike, as_tokenizer
+from onnx_lrp.tokenizer import Text, Tokenizer, TokenizerLike, as_tokenizer
 from onnx_lrp.tokens import token_rows
 
 Inputs = Any  # an array, or a mapping of input names to arrays
@@ -105,7 +105,8 @@ class Explainer:
         Args:
             inputs: an array (N, …) for a model with one input, or {"input": array, …}; parameters of the method
                 (``low``, ``high``, ``start``) go in by name, too. With a tokenizer also texts: a string, a pair of
-                strings, or a list of such; in a dict for an input of token ids.
+                strings, or a list of such; in a dict for an input of token ids. Beside token ids, what is not given of an
+                attention mask, segments, positions and a past is filled in: every token counts, and there is no past.
             target: class to explain: None for the arg max, one for all, or one per sample; for an output with several
                 class axes a tuple of indices (one for all) or a list of tuples. With a tokenizer and a position also a
                 token as text.
@@ -194,14 +195,15 @@ class Explainer:
 
     def _encoded(self, inputs: Inputs) -> Inputs:
         """Texts as token ids; other inputs as they are."""
-        specs = {
-            name: Spec(np.dtype(self.session.dtype(name)), tuple(i.shape)) for name, i in self.session.inputs.items()
-        }
+        session = self.session
+        specs = {name: Spec(np.dtype(session.dtype(name)), tuple(i.shape)) for name, i in session.inputs.items()}
+        groups = {g.ids: g for g in text_inputs(kinds(specs))}
         if (texts := _texts(inputs)) is not None:
             return self._reader().feeds(texts, specs)
-        if not isinstance(inputs, Mapping) or not any(_texts(value) is not None for value in inputs.values()):
-            return inputs
-        groups = {g.ids: g for g in text_inputs({n: (s.dtype.kind, len(s.shape)) for n, s in specs.items()})}
+        if not isinstance(inputs, Mapping):
+            if len(specs) == 1 or len(groups) != 1:
+                return inputs
+            inputs = {next(iter(groups)): inputs}
         found: dict[str, Any] = {}
         for name, value in inputs.items():
             if (texts := _texts(value)) is None:
@@ -210,7 +212,7 @@ class Explainer:
                 found |= self._reader().feeds(texts, {n: specs[n] for n in groups[name].names()})
             else:
                 raise InputError(f"input '{name}' takes no text; texts go to {', '.join(groups) or 'no input'}")
-        return found
+        return filled(found, specs, None if self.tokenizer is None else self.tokenizer.pad) | found
 
     def _reader(self) -> Tokenizer:
         if self.tokenizer is None:

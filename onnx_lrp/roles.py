@@ -8,12 +8,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_lrp.errors import InputError
 
 Role = Literal["ids", "mask", "segments", "positions", "past", "branch", ""]
 
 # What is left of a name without these words tells which text it belongs to: "a" of input_ids_a and attention_mask_a.
 _COMMON = re.compile(r"input|attention|padding|tokens?|type|segment|position|mask|ids?|[^a-z0-9]")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a model wants for an input: its type, and its shape with None or a name for a length that is open."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,62 @@ def text_inputs(inputs: Mapping[str, tuple[str, int]]) -> list[TextInputs]:
         return found[0] if found else None
 
     return [TextInputs(n, beside(n, "mask"), beside(n, "segments"), beside(n, "positions")) for n in ids]
+
+
+def kinds(inputs: Mapping[str, Spec]) -> dict[str, tuple[str, int]]:
+    """Kind of numbers and rank of each input, as `text_inputs` takes them."""
+    return {name: (spec.dtype.kind, len(spec.shape)) for name, spec in inputs.items()}
+
+
+def outside(ids: NDArray[Any], pad: int | None) -> NDArray[np.bool_]:
+    """(N, T): where a padding token stands before or behind all others."""
+    if pad is None:
+        return np.zeros(np.shape(ids), bool)
+    others = np.asarray(ids) != pad
+    return np.asarray((others.cumsum(1) == 0) | (others[:, ::-1].cumsum(1)[:, ::-1] == 0))
+
+
+def filled(
+    given: Mapping[str, NDArray[Any]], inputs: Mapping[str, Spec], pad: int | None = None
+) -> dict[str, NDArray[Any]]:
+    """What goes without saying where token ids (N, T) are given: the other inputs that a text feeds.
+
+    Every token but padding counts, all are of the first segment, positions run from 0, and there is no past.
+
+    Args:
+        given: some of the inputs; what is not given of others stays away.
+        inputs: those of the model.
+        pad: id of the padding token.
+
+    Raises:
+        InputError: a past whose shape does not say on which axis its length lies.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    groups = [g for g in text_inputs(kinds(inputs)) if g.ids in given and np.ndim(given[g.ids]) == 2]
+    for group in groups:
+        mask = ~outside(given[group.ids], pad)
+        places = np.maximum(mask.cumsum(1) - 1, 0)
+        for name, values in ((group.mask, mask), (group.segments, 0 * mask), (group.positions, places)):
+            if name is not None and name not in given:
+                found[name] = values.astype(inputs[name].dtype)
+    for name, spec in inputs.items() if groups else ():
+        role = role_of(name, spec.dtype.kind, len(spec.shape))
+        if role == "past" and name not in given:
+            found[name] = _no_past(name, spec, len(given[groups[0].ids]))
+        elif role == "branch" and name not in given:
+            found[name] = np.zeros([1] * len(spec.shape), bool)
+    return found
+
+
+def _no_past(name: str, spec: Spec, count: int) -> NDArray[Any]:
+    """A past of no tokens, for a model that was exported with one."""
+    shape = [d if isinstance(d, int) else count if axis == 0 else 0 for axis, d in enumerate(spec.shape)]
+    if shape.count(0) != 1 or not shape[0]:
+        lengths = ", ".join(str(d) for d in spec.shape)
+        raise InputError(
+            f"input '{name}' ({lengths}) is missing: its shape does not say which axis is the past's length"
+        )
+    return np.zeros(shape, spec.dtype)
 
 
 def _family(name: str) -> str:

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnx_lrp.errors import InputError
 from onnx_lrp.pieces import Piece, Style, pieces, shown, style_of
-from onnx_lrp.roles import TextInputs, role_of, text_inputs
+from onnx_lrp.roles import Spec, TextInputs, filled, kinds, text_inputs
 
 Text = str | tuple[str, str]  # one text, or a pair
 TokenizerLike = Any  # a path, a Tokenizer, one of the package tokenizers, or one of transformers that holds such
@@ -26,14 +25,6 @@ _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>", "<PAD>", "<|endoftext|>", "
 _MASKS = ("[MASK]", "<mask>", "<MASK>", "<|mask|>")
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What a model wants for an input: its type, and its shape with None or a name for a length that is open."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int | str | None, ...]
-
-
 class Tokenizer:
     """What a tokenizer file says of texts and ids.
 
@@ -41,22 +32,25 @@ class Tokenizer:
         source: path of a tokenizer.json (or its folder), a ``tokenizers.Tokenizer``, or an object of another package
             that holds one as ``backend_tokenizer``. It is copied, not changed.
         side: where padding goes, "right" or "left"; default: as the file says, else "right".
+        limit: the most tokens of a text; default: as the file says.
 
     Attributes:
         special: ids of the tokens that stand for no text, such as [CLS]; the unknown word and the mask are text.
         pad: id of the padding token; None where the file knows none.
         mask: id of the token that hides a word; None where the file knows none.
-        limit: the most tokens of a text, by the file; None where it says nothing.
+        limit: the most tokens of a text; None where nothing says.
 
     Raises:
         InputError: the package is missing, or this is no tokenizer file.
     """
 
-    def __init__(self, source: TokenizerLike, *, side: Literal["left", "right"] | None = None):
+    def __init__(
+        self, source: TokenizerLike, *, side: Literal["left", "right"] | None = None, limit: int | None = None
+    ):
         self._raw, self.name = _load(source)
         padding, truncation = self._raw.padding or {}, self._raw.truncation or {}
         self._side = side or padding.get("direction", "right")
-        self.limit: int | None = truncation.get("max_length")
+        self.limit: int | None = limit or truncation.get("max_length")
         self._raw.no_padding()
         self._raw.no_truncation()
         number = self._raw.token_to_id
@@ -111,7 +105,7 @@ class Tokenizer:
     # ---- words to ids ------------------------------------------------------------------------------------------------
 
     def number(self, text: str) -> int:
-        """The id of a token: as the vocabulary writes it, or a text that is one token, at the beginning of a word first.
+        """The id of a token: as the vocabulary writes it, or a text that is one token, first as a word's beginning.
 
         Raises:
             InputError: there is no such token; says which pieces the text has.
@@ -179,8 +173,7 @@ class Tokenizer:
             InputError: the model takes no token ids, or other texts; texts of different length for a model without a
                 mask and a tokenizer without a padding token.
         """
-        kinds = {name: (spec.dtype.kind, len(spec.shape)) for name, spec in inputs.items()}
-        groups = text_inputs(kinds)
+        groups = text_inputs(kinds(inputs))
         if not groups:
             raise InputError(f"the model takes no token ids, its inputs are {', '.join(inputs)}; so it takes no text")
         if len(groups) > 2:
@@ -194,13 +187,7 @@ class Tokenizer:
         found: dict[str, NDArray[Any]] = {}
         for group, row in zip(groups, rows, strict=True):
             found |= self._arrays(group, row, inputs, length)
-        for name, spec in inputs.items():
-            role = role_of(name, *kinds[name])
-            if role == "past":
-                found[name] = _no_past(name, spec, len(texts))
-            elif role == "branch":
-                found[name] = np.zeros([1] * len(spec.shape), bool)
-        return found
+        return found | filled(found, inputs)
 
     def _arrays(
         self, group: TextInputs, texts: Sequence[Text], inputs: Mapping[str, Spec], length: int | None
@@ -221,23 +208,9 @@ class Tokenizer:
         for i, (numbers, types) in enumerate(encoded):
             place = slice(longest - len(numbers), None) if self._side == "left" else slice(len(numbers))
             ids[i, place], mask[i, place], segments[i, place] = numbers, 1, types
-        arrays = {group.ids: ids, group.mask: mask, group.segments: segments}
-        if group.positions is not None:
-            arrays[group.positions] = np.maximum(mask.cumsum(1) - 1, 0)
+        positions = np.maximum(mask.cumsum(1) - 1, 0)
+        arrays = {group.ids: ids, group.mask: mask, group.segments: segments, group.positions: positions}
         return {name: array.astype(inputs[name].dtype) for name, array in arrays.items() if name is not None}
-
-
-def _no_past(name: str, spec: Spec, count: int) -> NDArray[Any]:
-    """A past of no tokens, for a model that was exported with one."""
-    shape: list[int] = []
-    for axis, length in enumerate(spec.shape):
-        shape.append(length if isinstance(length, int) else count if axis == 0 else 0)
-    if all(shape) or shape.count(0) > 1 or not shape[0]:
-        lengths = ", ".join(str(d) for d in spec.shape)
-        raise InputError(
-            f"input '{name}' ({lengths}) has to be given: which of its axes is the past's length is not said"
-        )
-    return np.zeros(shape, spec.dtype)
 
 
 def _load(source: TokenizerLike) -> tuple[Any, str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnx_lrp.errors import InputError
 from onnx_lrp.pieces import Piece, pieces, shown
-from onnx_lrp.roles import text_inputs
+from onnx_lrp.roles import outside, text_inputs
 
 if TYPE_CHECKING:
     from onnx_lrp.tokenizer import Tokenizer
@@ -233,10 +233,6 @@ def token_rows(
     if mask is not None and mask.ndim == 2 and len(mask) == len(ids) and mask.shape[1] >= ids.shape[1]:
         # A model with a past has a longer mask: the last entries are those of these tokens.
         padding = np.asarray(mask[:, -ids.shape[1] :] == 0)
-    elif tokenizer is not None and tokenizer.pad is not None:
-        others = ids != tokenizer.pad
-        ahead, behind = np.cumsum(others, 1), np.cumsum(others[:, ::-1], 1)[:, ::-1]
-        padding = (ahead == 0) | (behind == 0)
     else:
-        padding = np.zeros(ids.shape, bool)
+        padding = outside(ids, None if tokenizer is None else tokenizer.pad)
     return TokenRows(ids, padding, None if tokenizer is None else tokenizer.mask)

@@ -16,7 +16,7 @@ from onnx_lrp.methods import Method
 from onnx_lrp.model import ModelLike
 from onnx_lrp.positions import Position, find_positions
 from onnx_lrp.rewrite import Explained, rewrite
-from onnx_lrp.roles import Spec, filled, kinds, text_inputs
+from onnx_lrp.roles import Spec, filled, kinds, role_of, text_inputs
 from onnx_lrp.runtime import Array, Device, Session
 from onnx_lrp.tokenizer import Text, Tokenizer, TokenizerLike, as_tokenizer
 from onnx_lrp.tokens import token_rows
@@ -105,8 +105,8 @@ class Explainer:
         Args:
             inputs: an array (N, …) for a model with one input, or {"input": array, …}; parameters of the method
                 (``low``, ``high``, ``start``) go in by name, too. With a tokenizer also texts: a string, a pair of
-                strings, or a list of such; in a dict for an input of token ids. Beside token ids, what is not given of an
-                attention mask, segments, positions and a past is filled in: every token counts, and there is no past.
+                strings, or a list of such; in a dict for an input of token ids. What is not given beside token ids (a
+                mask, segments, positions, a past) is filled in: every token counts, and there is no past.
             target: class to explain: None for the arg max, one for all, or one per sample; for an output with several
                 class axes a tuple of indices (one for all) or a list of tuples. With a tokenizer and a position also a
                 token as text.
@@ -201,7 +201,8 @@ class Explainer:
         if (texts := _texts(inputs)) is not None:
             return self._reader().feeds(texts, specs)
         if not isinstance(inputs, Mapping):
-            if len(specs) == 1 or len(groups) != 1:
+            only_text = all(role_of(name, *kind) for name, kind in kinds(specs).items())
+            if len(specs) == 1 or len(groups) != 1 or not only_text:
                 return inputs
             inputs = {next(iter(groups)): inputs}
         found: dict[str, Any] = {}

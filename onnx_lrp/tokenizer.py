@@ -82,6 +82,10 @@ class Tokenizer:
         """How its vocabulary marks pieces of words."""
         return style_of(self._vocabulary)
 
+    def names(self, classes: int | None) -> bool:
+        """Whether so many classes are its tokens: models round the number up, never down."""
+        return classes is not None and self.size <= classes <= 2 * self.size
+
     # ---- ids to words ------------------------------------------------------------------------------------------------
 
     def pieces(self, ids: NDArray[Any]) -> list[Piece]:

@@ -197,15 +197,9 @@ class TokenRows:
             raise InputError(f"position {position} is out of range: the text has {len(real)} tokens of {length}")
         return real[[position]] if position < 0 else np.array([position])
 
-    def masked(self, sample: int) -> NDArray[np.intp]:
+    def hidden(self, sample: int) -> NDArray[np.intp]:
         """Where the mask token stands."""
-        found = np.flatnonzero(self.ids[sample] == self.mask) if self.mask is not None else np.array([], int)
-        if not len(found):
-            why = (
-                "the text has no mask token" if self.mask is not None else "a tokenizer that has a mask token is needed"
-            )
-            raise InputError(f"position='mask': {why}")
-        return found
+        return np.flatnonzero(self.ids[sample] == self.mask) if self.mask is not None else np.empty(0, np.intp)
 
 
 def token_rows(

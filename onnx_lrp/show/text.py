@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnx_lrp.explanation import Explanation
     from onnx_lrp.tokenizer import Tokenizer, TokenizerLike
 
+ABSORBED = "absorbed by biases"
 REACH = 0.8  # the strongest token is not the darkest colour of the map, which would be loud on a page of text
 
 
@@ -200,7 +201,7 @@ def _totals(explanation: Explanation, index: int, passages: Sequence[TokenReleva
         if name in explanation.inputs and name not in drawn and relevance.size:
             yield name, float(relevance[index].sum(dtype=np.float64))
     if explanation.absorbed is not None:
-        yield "absorbed by biases", float(explanation.absorbed[index])
+        yield ABSORBED, float(explanation.absorbed[index])
 
 
 def _vocabulary(explanation: Explanation, tokenizer: Tokenizer | None) -> Sequence[str] | None:
@@ -208,7 +209,7 @@ def _vocabulary(explanation: Explanation, tokenizer: Tokenizer | None) -> Sequen
     first = next(iter(explanation.outputs.values()), None)
     if tokenizer is None or first is None or not first.ndim:
         return None
-    return tokenizer.labels if tokenizer.size <= first.shape[-1] <= 2 * tokenizer.size else None
+    return tokenizer.labels if tokenizer.names(first.shape[-1]) else None
 
 
 def _predicted(explanation: Explanation, index: int, labels: Sequence[str] | None, tokenizer: Tokenizer | None) -> str:

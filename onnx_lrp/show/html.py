@@ -13,6 +13,7 @@ from onnx_lrp.show.text import Segment, TextCell, TextRow, colours, number, segm
 if TYPE_CHECKING:
     from onnx_lrp.explanation import Explanation
 
+NO_BREAK = "\u00a0"
 # White paper by its own account, also in a dark browser, since white is the colour of no relevance.
 _STYLE = """
 :root { color-scheme: light; }
@@ -28,6 +29,7 @@ table.texts { width: 100%; border-collapse: collapse; }
   vertical-align: top; font-weight: 400; }
 .texts > * > tr > :last-child { padding-inline-end: 0; }
 .texts > thead > tr > * { border: 0; padding-block: 0 .4rem; font-weight: 600; font-size: .9rem; }
+.texts > tbody > tr > td { width: calc((100% - 12rem) / var(--columns)); }
 .about { width: 12rem; font-size: .85rem; color: #59636e; overflow-wrap: anywhere; }
 .about b { display: block; color: #1f2328; font-weight: 600; }
 p { margin: 0; }
@@ -103,7 +105,7 @@ def page(rows: Sequence[TextRow], titles: Sequence[str] = (), heading: str = "Re
         f"<h1>{escape(heading)}</h1>",
         f'<p class="legend">against <i style="background:{_gradient()}"></i> for what is explained; '
         "full colour is the strongest word of a text</p>",
-        '<table class="texts">',
+        f'<table class="texts" style="--columns:{len(rows[0].cells) if rows else 1}">',
     ]
     if titles:
         heads = ['<th scope="col">text</th>'] if about else []
@@ -114,7 +116,7 @@ def page(rows: Sequence[TextRow], titles: Sequence[str] = (), heading: str = "Re
         parts.append("<tr>")
         if about:
             name = f"<b>{escape(row.name)}</b>" if row.name else ""
-            said = f"predicted {escape(row.predicted)}" if row.predicted else ""
+            said = f"predicted {escape(row.predicted.replace(' %', NO_BREAK + '%'))}" if row.predicted else ""
             parts.append(f'<th scope="row" class="about">{name}{said}</th>')
         parts += [f"<td>{''.join(_cell(cell))}</td>" for cell in row.cells]
         parts.append("</tr>")

@@ -77,8 +77,8 @@ def pieces(tokens: Sequence[str], style: Style | None = None, whole: Sequence[bo
             # Whatever follows a token that ends a line begins anew.
             ended = text.endswith("\n")
             text = text.removeprefix(" ") if text != " " else text
-            if not text and data.strip(b" "):
-                text = " ".join(f"{b:02X}" for b in data)
+            if not text.strip(" ") and data.strip(b" "):  # a part of a letter
+                text = " ".join(f"{b:02X}" for b in data.lstrip(b" "))
         found.append(Piece(text, glued))
     return found
 

@@ -8,10 +8,11 @@ import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
 
-WORDS = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] the movie was great bad un ##believ ##able not paris is in france capital of and "
-    ". , a <script> film it &amp; \" '"
-).split()
+_WORDS = """
+[PAD] [UNK] [CLS] [SEP] [MASK] the movie was great bad un ##believ ##able not paris is in france capital of and
+. , a <script> film it &amp; " '
+"""
+WORDS = _WORDS.split()
 
 
 def wordpiece(**padding: Any) -> Any:

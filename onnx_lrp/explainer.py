@@ -98,6 +98,7 @@ class Explainer:
         target: Targets = None,
         *,
         position: Position | None = None,
+        against: Targets = None,
         masks: Mapping[str, Any] | None = None,
     ) -> Explanation:
         """Explain a batch of any size.
@@ -113,6 +114,8 @@ class Explainer:
             position: for outputs (N, T, classes), such as a language model's: which of the T positions to explain:
                 "last" (the next token), "mask" (the hidden word), a number (below 0 from the end of the text), a list
                 of one per sample; one sample is explained at several positions, a list or "all", in one run.
+            against: of a model that was rewritten with ``against=True``: the class whose score is subtracted, one for
+                all or one per sample; None: the highest of the others. With a tokenizer also a token as text.
             masks: of a model that was rewritten with ``masks``: tensor -> the channels that count there. A channel; a
                 list, one entry per sample, each a channel or a list of channels; or an array (N, C) of floats, the
                 masks themselves. One sample with several conditions is explained under each of them; what is not
@@ -126,8 +129,7 @@ class Explainer:
         """
         feeds = self._feeds(inputs)
         axes, count = self._axes(feeds)
-        if isinstance(target, str) or (isinstance(target, list | tuple) and any(isinstance(t, str) for t in target)):
-            target = self._numbers(target)
+        target = self._numbers(target)
         if position is not None:
             rows, places = self._positions(position, feeds)
             feeds, count = {k: np.take(v, rows, axes[k]) if k in axes else v for k, v in feeds.items()}, len(rows)
@@ -135,6 +137,8 @@ class Explainer:
         if masks:
             feeds, axes, count = self._conditions(masks, feeds, axes, count)
         wanted = self._targets(target, count)
+        if against is not None:
+            feeds["against"], axes["against"] = self._others(self._numbers(against), count), 0
         step = self.chunk or count
         pieces = []
         for begin in range(0, count, step):
@@ -157,6 +161,7 @@ class Explainer:
             self.explained.method,
             joined.get("delta"),
             self.tokenizer,
+            joined.get("against_used"),
         )
 
     def stream(self, batches: Iterable[Inputs]) -> Iterator[Explanation]:
@@ -178,13 +183,13 @@ class Explainer:
         known = {**session.inputs, **session.optional}
         for name in inputs:
             masked = name in (f"mask/{tensor}" for tensor in self.explained.masks)
-            if name == "target" or masked or name not in known:
+            if name in ("target", "against") or masked or name not in known:
                 hint = (
-                    "give classes as target="
-                    if name == "target"
+                    f"give classes as {name}="
+                    if name in ("target", "against")
                     else "give masks as masks="
                     if masked
-                    else f"inputs are {', '.join(n for n in known if n != 'target')}"
+                    else f"inputs are {', '.join(n for n in known if n not in ('target', 'against'))}"
                 )
                 raise InputError(f"the model has no input '{name}'; {hint}")
         absent = [n for n in session.inputs if n not in inputs]
@@ -224,6 +229,8 @@ class Explainer:
         """Tokens that are named by their text as numbers."""
         if isinstance(target, str):
             return self._reader().number(target)
+        if not isinstance(target, list | tuple) or not any(isinstance(t, str) for t in target):
+            return target
         return [self._reader().number(t) if isinstance(t, str) else t for t in target]
 
     def _positions(self, position: Position, feeds: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -243,6 +250,18 @@ class Explainer:
         if classes.dtype.kind not in "iu" or classes.ndim > 1 or classes.size not in (1, len(places)):
             raise InputError(f"with position=, target is one class, or one per position ({len(places)})")
         return np.stack([places, np.broadcast_to(classes.reshape(-1), places.shape)], axis=1)
+
+    def _others(self, against: Targets, count: int) -> Array:
+        """Classes to subtract, int64 (count,)."""
+        if "against" not in self.session.optional:
+            raise InputError("the model subtracts no class; rewrite it with against=True")
+        given, last = np.asarray(against), self.explained.classes[-1]
+        if given.dtype.kind not in "iu" or given.ndim > 1 or given.size not in (1, count):
+            raise InputError(f"against wants one class for all or one per sample ({count}), got {against!r}")
+        bad = [int(c) for c in given.reshape(-1) if c < -1 or (last is not None and c >= last)]
+        if bad:
+            raise InputError(f"against: class {bad[0]} is out of range (-1: the highest of the others)")
+        return np.broadcast_to(given.reshape(-1), (count,)).astype(np.int64)
 
     def _axes(self, feeds: Mapping[str, Array]) -> tuple[dict[str, int], int]:
         """On which axis of each input its samples lie, and how many there are; what is not named is fed whole.

@@ -33,6 +33,7 @@ class Explanation:
         inputs: what was fed.
         method: name of the method.
         tokenizer: of the texts that were explained, if any.
+        against: classes whose score was subtracted, int64 (N,); None unless that was asked for.
     """
 
     outputs: dict[str, Array]
@@ -44,6 +45,7 @@ class Explanation:
     method: str = ""
     delta: Array | None = None
     tokenizer: Tokenizer | None = field(default=None, repr=False)
+    against: Array | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -59,10 +61,14 @@ class Explanation:
         def cut(arrays: Mapping[str, Array]) -> dict[str, Array]:
             return {k: v[index] if v.ndim and len(v) == len(self) else v for k, v in arrays.items()}
 
-        absorbed, delta = (None if a is None else a[index] for a in (self.absorbed, self.delta))
+        sums = (self.absorbed, self.delta, self.against)
+        absorbed, delta, against = (None if a is None else a[index] for a in sums)
         outputs, relevance, inputs = cut(self.outputs), cut(self.relevance), cut(self.inputs)
-        target, score = self.target[index], self.score[index]
-        return Explanation(outputs, relevance, target, score, absorbed, inputs, self.method, delta, self.tokenizer)
+        found = Explanation(
+            outputs, relevance, self.target[index], self.score[index], absorbed, inputs, self.method, delta
+        )
+        found.tokenizer, found.against = self.tokenizer, against
+        return found
 
     def total(self) -> Array:
         """Sum of the relevance of all reported model inputs per sample, float64 (N,)."""
@@ -149,7 +155,7 @@ class Explanation:
         found = {f"relevance/{k}": v for k, v in self.relevance.items()}
         found |= {f"output/{k}": v for k, v in self.outputs.items()}
         found |= {"target": self.target, "score": self.score}
-        sums = {"absorbed": self.absorbed, "delta": self.delta}
+        sums = {"absorbed": self.absorbed, "delta": self.delta, "against": self.against}
         return found | {name: array for name, array in sums.items() if array is not None}
 
 

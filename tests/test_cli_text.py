@@ -23,6 +23,7 @@ LABELS = ["bad", "good", "neutral"]
 def inside(tmp_path, monkeypatch):
     """Every test writes where it may, beside a tokenizer and some models."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
     os.mkdir("m")
     wordpiece().save("m/tokenizer.json")
     onnx.save(reader(), "m/reader.onnx")
@@ -124,6 +125,16 @@ def test_the_next_word(call):
     call("m/writer.onnx", "paris is in", "the movie was great", "-t", "france,great", "-o", "x.npz")
     with np.load("x.npz") as file:
         assert file["target"].tolist() == [[4, 17], [5, 8]]
+
+
+def test_one_word_rather_than_another(call):
+    out = call("m/writer.onnx", "paris is in", "-t", "france", "--against", "bad", "-o", "x.npz").out
+    assert "explained   \u201cfrance\u201d (17) rather than \u201cbad\u201d (9) at 4, score" in out
+    assert "(off by " in out
+    with np.load("x.npz") as file:
+        assert file["against"].tolist() == [9]
+    call("m/reader.onnx", "the movie", "-t", "good", "--against", "next", "--labels", "m/labels.txt", "-o", "x.html")
+    assert "<b>good rather than " in Path("x.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,34 @@ def test_positions_are_of_models_with_positions():
         explainer(tokens())([[1, 2]], position="last")
 
 
+@pytest.mark.parametrize("method", ["epsilon", "gradient"])
+def test_one_token_rather_than_another(method):
+    model = writer(len(WORDS))
+    explain, plain = explainer(model, method, against=True, tokenizer=wordpiece()), explainer(model, method)
+    e = explain("paris is in", "france", position=[2, -1], against="bad")
+    ids = e.inputs["input_ids"]
+    france, bad = (plain(ids, WORDS.index(word), position=[2, 4]) for word in ("france", "bad"))
+    np.testing.assert_allclose(e.score, france.score - bad.score, **CLOSE)
+    wanted = france.relevance["input_ids"] - bad.relevance["input_ids"]
+    np.testing.assert_allclose(e.relevance["input_ids"], wanted, rtol=1e-4, atol=1e-5)
+    assert e.against.tolist() == e[1:].against.tolist() * 2 == [WORDS.index("bad")] * 2
+    nearest = explain("paris is in", position="last")
+    order = np.argsort(-nearest.outputs["logits"][0, -1])
+    assert (nearest.target[0, 1], nearest.against[0]) == tuple(order[:2])
+    np.testing.assert_allclose(
+        explain(LONG, [3, 4], position="last", against=[5, 6]).score,
+        [row[-1, a] - row[-1, b] for row, a, b in zip(plain(LONG).outputs["logits"], (3, 4), (5, 6), strict=True)],
+        **CLOSE,
+    )
+    for wrong, words in ((99, "class 99 is out of range"), ([1, 2, 3], r"one per sample \(2\)"), (1.5, "got 1.5")):
+        with pytest.raises(InputError, match=words):
+            explain(LONG, against=wrong)
+    with pytest.raises(InputError, match="rewrite it with against=True"):
+        plain(LONG, against=3)
+    with pytest.raises(InputError, match="give classes as against="):
+        explain({"input_ids": LONG, "against": [1]})
+
+
 # ---- a past ------------------------------------------------------------------------------------------------------
 
 

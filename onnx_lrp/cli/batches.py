@@ -26,13 +26,17 @@ Target = int | list[int] | None
 
 @dataclass(frozen=True)
 class Column:
-    """One way to explain an input: by a method, a class, at a position; and whether its relevance should add up."""
+    """One way to explain an input: by a method, a class, at a position, against another class.
+
+    `conserves`: its relevance should add up to the score.
+    """
 
     title: str
     explainer: Explainer
     target: Target
     conserves: bool
     position: Position | None = None
+    against: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,8 @@ def _run(
         if isinstance(target, list) and files > 1 and one_axis:
             target = [target[sample.number] for sample in batch]
         try:
-            explanations.append(column.explainer({**box, **feeds}, target, position=column.position))
+            explained = column.explainer({**box, **feeds}, target, position=column.position, against=column.against)
+            explanations.append(explained)
         except InputError as error:
             raise InputError(f"{first.entry.name}: {error}") from None
     for i, sample in enumerate(batch):

@@ -21,6 +21,7 @@ from onnx_lrp.cli.options import (
     add_running,
     add_text,
     class_names,
+    class_number,
     command,
     count,
     preprocessing,
@@ -46,6 +47,8 @@ def register(commands: Commands) -> list[argparse.ArgumentParser]:
     parser.add_argument("sources", metavar="INPUT", nargs="+", help=inputs)
     wanted = "number or name of the class, default the predicted one; A,B,...: one per input; repeat it to compare"
     parser.add_argument("-t", "--target", action="append", metavar="CLASS", help=wanted)
+    about = "subtract this class's score (next: the highest of the others): why the one rather than the other"
+    parser.add_argument("--against", metavar="CLASS", help=about)
     written = "a .png (one figure), a .html (texts on one page), a folder/ (a file each), or a .npz"
     parser.add_argument("-o", "--out", metavar="OUT", help=written)
     parser.add_argument("--labels", metavar="FILE", help="class names: one per line, or JSON; default: the model's")
@@ -126,7 +129,7 @@ def _explainer(args: argparse.Namespace, name: str, tokenizer: Tokenizer | None)
     """The explainer of a method, and whether its relevance should add up to the score."""
     method = find_method(name)
     conserves = (args.start or method.start) != "one"
-    options = {**rewriting(args), "ledger": conserves and not args.no_ledger}
+    options = {**rewriting(args), "ledger": conserves and not args.no_ledger, "against": args.against is not None}
     running = {"device": args.device, "threads": args.threads, "batch_size": args.batch_size}
     return Explainer(args.model, method, tokenizer=tokenizer, **running, **options), conserves
 
@@ -141,10 +144,11 @@ def _columns(
         position = "auto"  # of a language model: the hidden word, or the next one
     width = 1 if position is not None else width
     targets = {text: wanted_target(text, names, inputs, width) for text in asked} if asked else {"": None}
+    against = None if args.against in (None, "next") else class_number(args.against, names)
     columns = []
     for explainer, conserves in explainers:
         for text, target in targets.items():
             method = explainer.explained.method if len(explainers) > 1 or len(targets) == 1 else ""
             title = ", ".join(filter(None, [method, text if len(targets) > 1 else ""]))
-            columns.append(Column(title, explainer, target, conserves, position))
+            columns.append(Column(title, explainer, target, conserves, position, against))
     return columns

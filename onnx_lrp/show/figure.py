@@ -191,8 +191,15 @@ def class_name(explanation: Explanation, index: int, labels: Labels = None) -> s
     number = int(row[-1])
     if number < 0:
         return "no class"
-    name = labels[number] if labels and 0 <= number < len(labels) else f"class {number}"
+    name = _label(number, labels)
+    against = getattr(explanation, "against", None)
+    if against is not None:
+        name += f" rather than {_label(int(against[index]), labels)}"
     return name if len(row) == 1 else f"{name} at {', '.join(str(int(i)) for i in row[:-1])}"
+
+
+def _label(number: int, labels: Labels) -> str:
+    return labels[number] if labels and 0 <= number < len(labels) else f"class {number}"
 
 
 def _heading(explanation: Explanation, labels: Labels) -> str:

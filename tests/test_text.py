@@ -279,7 +279,7 @@ def test_a_page_stands_alone_and_states_its_paper():
     html = text_page([explained(normal(1, 3))])
     assert html.startswith("<!DOCTYPE html>")
     assert not re.search(r"https?:|url\(|@import|<script", html)
-    assert 'content="light"' in html
+    assert 'content="only light"' in html
     assert "background: #fff" in html
     assert "print-color-adjust: exact" in html
     assert '<html lang="en">' in html

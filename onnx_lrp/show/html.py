@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NO_BREAK = "\u00a0"
 # White paper by its own account, also in a dark browser, since white is the colour of no relevance.
 _STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: only light; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: #1f2328;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
@@ -38,7 +38,8 @@ p { margin: 0; }
 .text { margin: .45rem 0 .55rem; line-height: 2; overflow-wrap: anywhere; }
 .text data { padding: .18em .22em; border-radius: .25em; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 .text data.glued { margin-inline-start: -.1em; }
-.text .special, .text .padding { color: #59636e; font-size: .8em; border: 1px dashed #afb8c1; padding: .1em .3em; }
+.text .special, .text .padding { color: #59636e; font-size: .8em; border: 1px dashed #afb8c1; padding: .1em .3em;
+  white-space: nowrap; }
 .text .here { outline: 2px solid #1f2328; outline-offset: 1px; }
 .sums { font-size: .85rem; color: #59636e; font-variant-numeric: tabular-nums; }
 .sums span { white-space: nowrap; margin-inline-end: 1.1em; }
@@ -48,8 +49,9 @@ summary { cursor: pointer; width: max-content; }
 .numbers th, .numbers td { padding: .1rem 1.4rem .1rem 0; text-align: start; font-weight: 400; }
 .numbers td:last-child { text-align: end; padding: .1rem 0; }
 .numbers thead th { color: #1f2328; font-weight: 600; }
-@media (max-width: 48rem) { .texts > thead { display: none; } .texts > * > tr > * { display: block; width: auto;
-  padding-inline-end: 0; } .texts > * > tr > * + * { border: 0; padding-top: 0; } }
+@media (max-width: 48rem) { .texts > thead { display: none; } .texts > * > tr > * { display: block; padding-inline-end: 0; }
+  td[data-title]::before { content: attr(data-title); font-weight: 600; }
+  .texts > tbody > tr > td, .about { width: auto; } .texts > * > tr > * + * { border: 0; padding-top: 0; } }
 @media print { main { padding: 0; max-width: none; } details { display: none; } tbody tr { break-inside: avoid; } }
 """
 
@@ -96,7 +98,7 @@ def page(rows: Sequence[TextRow], titles: Sequence[str] = (), heading: str = "Re
         "<head>",
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light">',
+        '<meta name="color-scheme" content="only light">',
         f"<title>{escape(heading)}</title>",
         f"<style>{_STYLE}</style>",
         "</head>",
@@ -118,7 +120,9 @@ def page(rows: Sequence[TextRow], titles: Sequence[str] = (), heading: str = "Re
             name = f"<b>{escape(row.name)}</b>" if row.name else ""
             said = f"predicted {escape(row.predicted.replace(' %', NO_BREAK + '%'))}" if row.predicted else ""
             parts.append(f'<th scope="row" class="about">{name}{said}</th>')
-        parts += [f"<td>{''.join(_cell(cell))}</td>" for cell in row.cells]
+        # Where a narrow screen shows columns one below the other, each says which it is.
+        named = [f' data-title="{escape(title)}"' for title in titles] or [""] * len(row.cells)
+        parts += [f"<td{name}>{''.join(_cell(cell))}</td>" for name, cell in zip(named, row.cells, strict=True)]
         parts.append("</tr>")
     parts += ["</tbody>", "</table>", "</main>", "</body>", "</html>", ""]
     return "\n".join(parts)

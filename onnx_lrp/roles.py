@@ -62,7 +62,7 @@ def role_of(name: str, kind: str, rank: int) -> Role:
         The role, "" for what belongs to no text.
     """
     word = name.lower()
-    if re.search(r"past|cache", word):
+    if re.search(r"past|cache", word) and "position" not in word:
         return "branch" if kind == "b" else "past"
     if "mask" in word and rank in (1, 2):
         return "mask"
@@ -126,7 +126,9 @@ def filled(
         places = np.maximum(mask.cumsum(1) - 1, 0)
         for name, values in ((group.mask, mask), (group.segments, 0 * mask), (group.positions, places)):
             if name is not None and name not in given:
-                found[name] = values.astype(inputs[name].dtype)
+                # One row for all, as of the input cache_position.
+                row = values[0] if len(inputs[name].shape) == 1 else values
+                found[name] = row.astype(inputs[name].dtype)
     for name, spec in inputs.items() if groups else ():
         role = role_of(name, spec.dtype.kind, len(spec.shape))
         if role == "past" and name not in given:

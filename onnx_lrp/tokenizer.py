@@ -214,7 +214,8 @@ class Tokenizer:
             ids[i, place], mask[i, place], segments[i, place] = numbers, 1, types
         positions = np.maximum(mask.cumsum(1) - 1, 0)
         arrays = {group.ids: ids, group.mask: mask, group.segments: segments, group.positions: positions}
-        return {name: array.astype(inputs[name].dtype) for name, array in arrays.items() if name is not None}
+        whole = [n for n in arrays if n is not None and len(inputs[n].shape) == 2]
+        return {name: arrays[name].astype(inputs[name].dtype) for name in whole}
 
 
 def _load(source: TokenizerLike) -> tuple[Any, str]:

@@ -122,6 +122,9 @@ def test_the_next_word(call):
     assert "  predicted   \u201c" in out
     with np.load("x.npz") as file:
         assert file["target"].tolist() == [[4, WORDS.index("france")]]
+    call("m/writer.onnx", "paris is in", "-t", '"is"', "-o", "x.npz")
+    with np.load("x.npz") as file:
+        assert file["target"].tolist() == [[4, WORDS.index("is")]]
     call("m/writer.onnx", "paris is in", "the movie was great", "-t", "france,great", "-o", "x.npz")
     with np.load("x.npz") as file:
         assert file["target"].tolist() == [[4, 17], [5, 8]]

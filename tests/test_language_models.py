@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 import onnx_lrp
 from onnx_lrp import Explainer, InputError, Tokenizer
-from onnx_lrp.roles import Spec
+from onnx_lrp.roles import Spec, filled
 from tests.small_models import normal, reader, tokens, two_inputs, writer
 from tests.tokenizer_files import WORDS, byte_level, metaspace, wordpiece
 
@@ -198,6 +198,33 @@ def test_a_past_that_is_given_has_relevance():
 def test_what_is_no_past_may_not_be_empty():
     with pytest.raises(InputError, match="which holds nothing"):
         explainer(tokens())(np.zeros((1, 0), int))
+
+
+def test_what_goes_without_saying():
+    ids = Spec(np.dtype(np.int64), ("N", "T"))
+    wanted = {
+        "input_ids": ids,
+        "attention_mask": Spec(np.dtype(np.float32), ("N", "all")),
+        "token_type_ids": ids,
+        "cache_position": Spec(np.dtype(np.int64), ("T",)),
+        "past_key_values.0.key": Spec(np.dtype(np.float16), ("N", 2, "past", 4)),
+        "use_cache_branch": Spec(np.dtype(np.bool_), (1,)),
+        "pixels": Spec(np.dtype(np.float32), ("N", 3, 8, 8)),
+    }
+    found = filled({"input_ids": np.array([[5, 6, 0], [0, 7, 8]])}, wanted, pad=0)
+    assert {n: (a.dtype, a.shape) for n, a in found.items()} == {
+        "attention_mask": (np.float32, (2, 3)),
+        "token_type_ids": (np.int64, (2, 3)),
+        "cache_position": (np.int64, (3,)),
+        "past_key_values.0.key": (np.float16, (2, 2, 0, 4)),
+        "use_cache_branch": (np.bool_, (1,)),
+    }
+    assert found["attention_mask"].tolist() == [[1, 1, 0], [0, 1, 1]]
+    assert not found["use_cache_branch"].any()
+    assert filled({"pixels": np.zeros((1, 3, 8, 8))}, wanted) == {}
+    wanted["past_key_values.0.key"] = Spec(np.dtype(np.float32), ("N", "heads", "past", 4))
+    with pytest.raises(InputError, match="does not say which axis is the past's length"):
+        filled({"input_ids": np.ones((1, 2), int)}, wanted)
 
 
 # ---- tokenizers --------------------------------------------------------------------------------------------------

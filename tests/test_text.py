@@ -133,6 +133,7 @@ def test_roles():
     assert {name: role_of(name, "i", 2) for name in given} == given
     assert role_of("past_key_values.0.key", "f", 4) == "past"
     assert role_of("use_cache_branch", "b", 1) == "branch"
+    assert role_of("cache_position", "i", 1) == "positions"
     assert role_of("attention_mask", "f", 2) == "mask"
     assert [role_of(*spec) for spec in (("image", "f", 4), ("image", "u", 4), ("mask", "f", 4))] == ["", "", ""]
 

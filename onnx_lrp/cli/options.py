@@ -336,7 +336,7 @@ def class_names(path: str | None, source: Source, classes: int | None) -> list[s
 
 
 def class_number(text: str, names: Names) -> int:
-    """A class by its number, its name, or one of several names that commas part; a token by its text.
+    """A class by its number, its name, or one of several names that commas part; a token by its text, perhaps quoted.
 
     Raises:
         InputError: no such class, or more than one.
@@ -345,7 +345,8 @@ def class_number(text: str, names: Names) -> int:
     if re.fullmatch(r"[+-]?\d{1,18}", word):
         return int(word)
     if isinstance(names, Tokenizer):
-        return names.number(text)
+        quoted = re.fullmatch(r'"(.+)"|\u201c(.+)\u201d', text.strip())
+        return names.number(quoted[1] or quoted[2] if quoted else text)
     if names is None:
         raise InputError(f"class {word!r} is no number, and the model has no class names; give --labels FILE")
     wanted = word.lower()

@@ -49,7 +49,8 @@ summary { cursor: pointer; width: max-content; }
 .numbers th, .numbers td { padding: .1rem 1.4rem .1rem 0; text-align: start; font-weight: 400; }
 .numbers td:last-child { text-align: end; padding: .1rem 0; }
 .numbers thead th { color: #1f2328; font-weight: 600; }
-@media (max-width: 48rem) { .texts > thead { display: none; } .texts > * > tr > * { display: block; padding-inline-end: 0; }
+@media (max-width: 48rem) { .texts > thead { display: none; }
+  .texts > * > tr > * { display: block; padding-inline-end: 0; }
   td[data-title]::before { content: attr(data-title); font-weight: 600; }
   .texts > tbody > tr > td, .about { width: auto; } .texts > * > tr > * + * { border: 0; padding-top: 0; } }
 @media print { main { padding: 0; max-width: none; } details { display: none; } tbody tr { break-inside: avoid; } }

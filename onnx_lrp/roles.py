@@ -120,22 +120,33 @@ def filled(
         InputError: a past whose shape does not say on which axis its length lies.
     """
     found: dict[str, NDArray[Any]] = {}
-    groups = [g for g in text_inputs(kinds(inputs)) if g.ids in given and np.ndim(given[g.ids]) == 2]
+    roles = {name: role_of(name, *kind) for name, kind in kinds(inputs).items()}
+    # How long a past is that was given, and so what the mask and positions are, its owner says.
+    whole = not any(role == "past" and name in given for name, role in roles.items())
+    groups = [g for g in text_inputs(kinds(inputs)) if g.ids in given and _is_table(given[g.ids])]
     for group in groups:
         mask = ~outside(given[group.ids], pad)
         places = np.maximum(mask.cumsum(1) - 1, 0)
         for name, values in ((group.mask, mask), (group.segments, 0 * mask), (group.positions, places)):
-            if name is not None and name not in given:
+            if name is not None and name not in given and (whole or name == group.segments):
                 # One row for all, as of the input cache_position.
                 row = values[0] if len(inputs[name].shape) == 1 else values
                 found[name] = row.astype(inputs[name].dtype)
     for name, spec in inputs.items() if groups else ():
-        role = role_of(name, spec.dtype.kind, len(spec.shape))
+        role = roles[name]
         if role == "past" and name not in given:
             found[name] = _no_past(name, spec, len(given[groups[0].ids]))
         elif role == "branch" and name not in given:
             found[name] = np.zeros([1] * len(spec.shape), bool)
     return found
+
+
+def _is_table(ids: Any) -> bool:
+    """Whether ids are (N, T), and not a ragged list or anything else that will be refused."""
+    try:
+        return np.ndim(ids) == 2
+    except ValueError:
+        return False
 
 
 def _no_past(name: str, spec: Spec, count: int) -> NDArray[Any]:

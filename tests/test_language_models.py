@@ -221,6 +221,8 @@ def test_what_goes_without_saying():
     }
     assert found["attention_mask"].tolist() == [[1, 1, 0], [0, 1, 1]]
     assert not found["use_cache_branch"].any()
+    past = {"past_key_values.0.key": np.zeros((1, 2, 3, 4)), "input_ids": np.ones((1, 2), int)}
+    assert set(filled(past, wanted)) == {"token_type_ids", "use_cache_branch"}
     assert filled({"pixels": np.zeros((1, 3, 8, 8))}, wanted) == {}
     wanted["past_key_values.0.key"] = Spec(np.dtype(np.float32), ("N", "heads", "past", 4))
     with pytest.raises(InputError, match="does not say which axis is the past's length"):
@@ -378,7 +380,7 @@ def test_wrong_texts(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="text needs a tokenizer"):
         explainer(reader())("the movie")
     explain = explainer(reader(), tokenizer=wordpiece())
-    for wrong in ([("a", "b", "c")], ["a", 3], []):
+    for wrong in ([("a", "b", "c")], ["a", 3], [], [[1], [2, 3]], {"input_ids": [[1], [2, 3]]}):
         with pytest.raises(InputError):
             explain(wrong)
     with pytest.raises(InputError, match="takes no token ids, its inputs are image, table; so it takes no text"):

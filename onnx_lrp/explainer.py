@@ -183,10 +183,11 @@ class Explainer:
         known = {**session.inputs, **session.optional}
         for name in inputs:
             masked = name in (f"mask/{tensor}" for tensor in self.explained.masks)
-            if name in ("target", "against") or masked or name not in known:
+            chosen = name in ("target", "against") and name not in session.inputs
+            if chosen or masked or name not in known:
                 hint = (
                     f"give classes as {name}="
-                    if name in ("target", "against")
+                    if chosen
                     else "give masks as masks="
                     if masked
                     else f"inputs are {', '.join(n for n in known if n not in ('target', 'against'))}"

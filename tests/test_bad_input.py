@@ -280,7 +280,7 @@ def test_input_files(refused):
         (["--threads", "many"], "invalid"),
         (["--batch-size", "-3"], "below 1"),
         (["--frob"], "unrecognized arguments: --frob"),
-        (["-o", "out.gif"], ".png, .npz"),
+        (["-o", "out.gif"], ".png, .html, .npz"),
         (["-o", "gone/out.png"], "folder gone is missing"),
         (["-o", "gone/out.npz"], "folder gone is missing"),
         (["-o", "gone/out/"], "folder gone is missing"),

@@ -419,11 +419,11 @@ def test_an_interrupt_in_the_middle(capsys, monkeypatch, out, after):
         np.save(f"{i}.npy", normal(1, 3, 8, 8, seed=i))
     before, runs, run = snapshot(), [], Explainer.__call__
 
-    def interrupted(self, *args):
+    def interrupted(self, *args, **options):
         if len(runs) == after:
             raise KeyboardInterrupt
         runs.append(1)
-        return run(self, *args)
+        return run(self, *args, **options)
 
     monkeypatch.setattr(Explainer, "__call__", interrupted)
     assert main(["explain", "model.onnx", *(f"{i}.npy" for i in range(5)), "-o", out, "-q"]) == 130

@@ -1,7 +1,8 @@
 """onnx_lrp: white-box explanations for any ONNX model, as an ONNX model."""
 
 from onnx_lrp.errors import InputError, ModelError, OnnxLrpError, RuleError, UnsupportedOps
-from onnx_lrp.explainer import Explainer, Explanation
+from onnx_lrp.explainer import Explainer
+from onnx_lrp.explanation import Explanation
 from onnx_lrp.methods import (
     LRP,
     Deconvnet,
@@ -16,6 +17,8 @@ from onnx_lrp.methods import (
     SmoothGrad,
 )
 from onnx_lrp.rewrite import VERSION, Explained, rewrite
+from onnx_lrp.tokenizer import Tokenizer
+from onnx_lrp.tokens import TokenRelevance
 
 __version__ = VERSION
 __all__ = [
@@ -37,6 +40,8 @@ __all__ = [
     "OnnxLrpError",
     "RuleError",
     "SmoothGrad",
+    "TokenRelevance",
+    "Tokenizer",
     "UnsupportedOps",
     "rewrite",
 ]

@@ -32,7 +32,7 @@ _RUNTIMES = (
     "onnxruntime-migraphx",
 )
 # What the extras of this package bring, by the module that tells.
-_EXTRAS = {"image": "PIL", "plot": "matplotlib", "torch": "torch"}
+_EXTRAS = {"image": "PIL", "plot": "matplotlib", "torch": "torch", "tokenizers": "tokenizers"}
 _USED = ("CUDAExecutionProvider", "CPUExecutionProvider")
 _TINY = ("x", "y")
 

@@ -1,23 +1,25 @@
-"""Explainer: rewrite once, run many. Explanation: what a run gives back."""
+"""Explainer: rewrite once, run many."""
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from onnx_lrp.errors import InputError
+from onnx_lrp.explanation import Explanation
 from onnx_lrp.masks import mask_array
 from onnx_lrp.methods import Method
-from onnx_lrp.model import ModelLike, write_atomically
+from onnx_lrp.model import ModelLike
+from onnx_lrp.positions import Position, find_positions
 from onnx_lrp.rewrite import Explained, rewrite
+from onnx_lrp.roles import Spec, filled, kinds, role_of, text_inputs
 from onnx_lrp.runtime import Array, Device, Session
+from onnx_lrp.tokenizer import Text, Tokenizer, TokenizerLike, as_tokenizer
+from onnx_lrp.tokens import token_rows
 
 Inputs = Any  # an array, or a mapping of input names to arrays
 Targets = int | Sequence[Any] | Array | None
@@ -26,132 +28,6 @@ _LOG = logging.getLogger("onnx_lrp")
 
 # On a CPU larger batches gain no time and cost memory; on a GPU they pay.
 _CHUNK_CPU, _CHUNK_GPU = 4, 32
-
-
-@dataclass
-class Explanation:
-    """What one call gives back, for N samples.
-
-    Attributes:
-        outputs: the model's own outputs by name.
-        relevance: relevance by tensor name, in the tensor's shape (integer inputs: per token, (N, T)).
-        target: classes explained, int64 (N,); (N, k) where the output has k class axes.
-        score: the explained score, (N,).
-        absorbed: relevance taken by biases and stabilizers, (N,); None unless the ledger was asked for.
-        delta: relevance summed minus the rise of the score above the baseline, (N,), zero for complete contributions;
-            None for methods without a baseline.
-        inputs: what was fed.
-        method: name of the method.
-    """
-
-    outputs: dict[str, Array]
-    relevance: dict[str, Array]
-    target: Array
-    score: Array
-    absorbed: Array | None
-    inputs: dict[str, Array] = field(repr=False)
-    method: str = ""
-    delta: Array | None = None
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.score)
-
-    def __getitem__(self, index: int | slice) -> Explanation:
-        """One sample, or several, as an explanation of its own."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"sample {index} of {len(self)}")
-            index = slice(index, index + 1 or None)
-
-        def cut(arrays: Mapping[str, Array]) -> dict[str, Array]:
-            return {k: v[index] if v.ndim and len(v) == len(self) else v for k, v in arrays.items()}
-
-        absorbed, delta = (None if a is None else a[index] for a in (self.absorbed, self.delta))
-        outputs, relevance, inputs = cut(self.outputs), cut(self.relevance), cut(self.inputs)
-        target, score = self.target[index], self.score[index]
-        return Explanation(outputs, relevance, target, score, absorbed, inputs, self.method, delta)
-
-    def total(self) -> Array:
-        """Sum of the relevance of all reported model inputs per sample, float64 (N,)."""
-        inputs = [r for name, r in self.relevance.items() if name in self.inputs]
-        total = np.zeros(len(self))
-        for relevance in inputs:
-            total = total + relevance.reshape(len(self), -1).sum(1, dtype=np.float64)
-        return total
-
-    def channels(self, tensor: str, *, axis: int = 1, by: Literal["sum", "max"] = "sum", share: bool = False) -> Array:
-        """Relevance of every channel of a reported tensor, over all its places: (N, C), float64.
-
-        Args:
-            tensor: its name; one of ``layers``.
-            axis: where its channels lie.
-            by: the sum over places, or the largest value.
-            share: divided by the sum of all channels' magnitudes, so that samples can be compared.
-
-        Raises:
-            InputError: the tensor is not reported, or has no such axis.
-        """
-        if tensor not in self.relevance:
-            raise InputError(f"'{tensor}' is not reported; there is {', '.join(self.relevance)}, more with layers=")
-        relevance = self.relevance[tensor].astype(np.float64)
-        if not 0 < axis < relevance.ndim:
-            raise InputError(f"relevance of '{tensor}' has shape {relevance.shape}, and no channels on axis {axis}")
-        rows = np.moveaxis(relevance, axis, 1).reshape(*np.array(relevance.shape)[[0, axis]], -1)
-        found = rows.sum(2) if by == "sum" else rows.max(2)
-        # The small number is zennit-crp's; it keeps a sample without relevance at zero.
-        return np.asarray(found / (np.abs(found).sum(1, keepdims=True) + 1e-10) if share else found)
-
-    def save(
-        self, path: str | os.PathLike[str], *, pictures: Sequence[Array | None] | None = None, **options: Any
-    ) -> Path:
-        """Write a heat map (.png) or all arrays (.npz).
-
-        Args:
-            path: where to; written under a temporary name and renamed.
-            pictures: uint8 (H, W, 3) per sample to draw beside the map; default: the input itself.
-            options: for pictures: ``colormap``, ``heading``, ``labels``, ``percentile``; see
-                :func:`onnx_lrp.show.explanation_figure`.
-
-        Returns:
-            The path.
-
-        Raises:
-            InputError: unknown suffix, folder missing, disk full.
-        """
-        target = Path(path)
-        if target.suffix == ".npz":
-            return save_arrays(target, self.arrays())
-        if target.suffix == ".png":
-            from onnx_lrp.show import explanation_figure, save
-
-            return save(explanation_figure(self, pictures, **options), target)
-        raise InputError(f"{target}: an explanation is saved as .png or .npz; choose one of these suffixes")
-
-    def arrays(self) -> dict[str, Array]:
-        """Everything but the inputs, under the names that a .npz file of it has."""
-        found = {f"relevance/{k}": v for k, v in self.relevance.items()}
-        found |= {f"output/{k}": v for k, v in self.outputs.items()}
-        found |= {"target": self.target, "score": self.score}
-        sums = {"absorbed": self.absorbed, "delta": self.delta}
-        return found | {name: array for name, array in sums.items() if array is not None}
-
-
-def save_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
-    """Write named arrays as .npz under a temporary name and rename it.
-
-    Raises:
-        InputError: folder missing or not writable, disk full.
-    """
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    try:
-        write_atomically(path, buffer.getvalue())
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); check the folder and the free space"
-        ) from None
-    return path
 
 
 class Explainer:
@@ -164,6 +40,8 @@ class Explainer:
         providers: ONNX Runtime's own list, overrides ``device``.
         threads: threads per operator.
         batch_size: samples per run; default: 4 on a CPU, 32 on a GPU.
+        tokenizer: path of a tokenizer.json, or a tokenizer: then texts can be given for token ids, and explanations
+            know the words.
         options: as for :func:`onnx_lrp.rewrite`.
 
     Raises:
@@ -179,10 +57,12 @@ class Explainer:
         providers: Sequence[Any] | None = None,
         threads: int | None = None,
         batch_size: int | None = None,
+        tokenizer: TokenizerLike = None,
         **options: Any,
     ):
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is at least 1, not {batch_size}")
+        self.tokenizer = as_tokenizer(tokenizer)
         self.explained: Explained = rewrite(model, method, **options)
         folder = self.explained.source.folder
         self.session = Session(self.explained.model, device=device, providers=providers, threads=threads, folder=folder)
@@ -213,15 +93,29 @@ class Explainer:
         return 0 if not self._lead or self.session.shapes["score"] == [1] else self.batch_size
 
     def __call__(
-        self, inputs: Inputs, target: Targets = None, *, masks: Mapping[str, Any] | None = None
+        self,
+        inputs: Inputs,
+        target: Targets = None,
+        *,
+        position: Position | None = None,
+        against: Targets = None,
+        masks: Mapping[str, Any] | None = None,
     ) -> Explanation:
         """Explain a batch of any size.
 
         Args:
             inputs: an array (N, …) for a model with one input, or {"input": array, …}; parameters of the method
-                (``low``, ``high``, ``start``) go in by name, too.
+                (``low``, ``high``, ``start``) go in by name, too. With a tokenizer also texts: a string, a pair of
+                strings, or a list of such; in a dict for an input of token ids. What is not given beside token ids (a
+                mask, segments, positions, a past) is filled in: every token counts, and there is no past.
             target: class to explain: None for the arg max, one for all, or one per sample; for an output with several
-                class axes a tuple of indices (one for all) or a list of tuples.
+                class axes a tuple of indices (one for all) or a list of tuples. With a tokenizer and a position also a
+                token as text.
+            position: for outputs (N, T, classes), such as a language model's: which of the T positions to explain:
+                "last" (the next token), "mask" (the hidden word), a number (below 0 from the end of the text), a list
+                of one per sample; one sample is explained at several positions, a list or "all", in one run.
+            against: of a model that was rewritten with ``against=True``: the class whose score is subtracted, one for
+                all or one per sample; None: the highest of the others. With a tokenizer also a token as text.
             masks: of a model that was rewritten with ``masks``: tensor -> the channels that count there. A channel; a
                 list, one entry per sample, each a channel or a list of channels; or an array (N, C) of floats, the
                 masks themselves. One sample with several conditions is explained under each of them; what is not
@@ -235,9 +129,16 @@ class Explainer:
         """
         feeds = self._feeds(inputs)
         axes, count = self._axes(feeds)
+        target = self._numbers(target)
+        if position is not None:
+            rows, places = self._positions(position, feeds)
+            feeds, count = {k: np.take(v, rows, axes[k]) if k in axes else v for k, v in feeds.items()}, len(rows)
+            target = self._at(places, target)
         if masks:
             feeds, axes, count = self._conditions(masks, feeds, axes, count)
         wanted = self._targets(target, count)
+        if against is not None:
+            feeds["against"], axes["against"] = self._others(self._numbers(against), count), 0
         step = self.chunk or count
         pieces = []
         for begin in range(0, count, step):
@@ -259,6 +160,8 @@ class Explainer:
             {k: v for k, v in feeds.items() if k in self.session.inputs},
             self.explained.method,
             joined.get("delta"),
+            self.tokenizer,
+            joined.get("against_used"),
         )
 
     def stream(self, batches: Iterable[Inputs]) -> Iterator[Explanation]:
@@ -270,6 +173,7 @@ class Explainer:
 
     def _feeds(self, inputs: Inputs) -> dict[str, Array]:
         session = self.session
+        inputs = self._encoded(inputs)
         if not isinstance(inputs, Mapping):
             if len(session.inputs) != 1:
                 raise InputError(
@@ -279,13 +183,14 @@ class Explainer:
         known = {**session.inputs, **session.optional}
         for name in inputs:
             masked = name in (f"mask/{tensor}" for tensor in self.explained.masks)
-            if name == "target" or masked or name not in known:
+            chosen = name in ("target", "against") and name not in session.inputs
+            if chosen or masked or name not in known:
                 hint = (
-                    "give classes as target="
-                    if name == "target"
+                    f"give classes as {name}="
+                    if chosen
                     else "give masks as masks="
                     if masked
-                    else f"inputs are {', '.join(n for n in known if n != 'target')}"
+                    else f"inputs are {', '.join(n for n in known if n not in ('target', 'against'))}"
                 )
                 raise InputError(f"the model has no input '{name}'; {hint}")
         absent = [n for n in session.inputs if n not in inputs]
@@ -293,6 +198,71 @@ class Explainer:
             raise InputError(f"input '{absent[0]}' is missing; the model needs {', '.join(session.inputs)}")
         batch = self._batch if isinstance(self._batch, int) else None
         return {name: session.checked(name, array, batch) for name, array in inputs.items()}
+
+    def _encoded(self, inputs: Inputs) -> Inputs:
+        """Texts as token ids; other inputs as they are."""
+        session = self.session
+        specs = {name: Spec(np.dtype(session.dtype(name)), tuple(i.shape)) for name, i in session.inputs.items()}
+        groups = {g.ids: g for g in text_inputs(kinds(specs))}
+        if (texts := _texts(inputs)) is not None:
+            return self._reader().feeds(texts, specs)
+        if not isinstance(inputs, Mapping):
+            only_text = all(role_of(name, *kind) for name, kind in kinds(specs).items())
+            if len(specs) == 1 or len(groups) != 1 or not only_text:
+                return inputs
+            inputs = {next(iter(groups)): inputs}
+        found: dict[str, Any] = {}
+        for name, value in inputs.items():
+            if (texts := _texts(value)) is None:
+                found[name] = value
+            elif name in groups:
+                found |= self._reader().feeds(texts, {n: specs[n] for n in groups[name].names()})
+            else:
+                raise InputError(f"input '{name}' takes no text; texts go to {', '.join(groups) or 'no input'}")
+        return filled(found, specs, None if self.tokenizer is None else self.tokenizer.pad) | found
+
+    def _reader(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError("text needs a tokenizer: Explainer(..., tokenizer='tokenizer.json'); or give token ids")
+        return self.tokenizer
+
+    def _numbers(self, target: Any) -> Any:
+        """Tokens that are named by their text as numbers."""
+        if isinstance(target, str):
+            return self._reader().number(target)
+        if not isinstance(target, list | tuple) or not any(isinstance(t, str) for t in target):
+            return target
+        return [self._reader().number(t) if isinstance(t, str) else t for t in target]
+
+    def _positions(self, position: Position, feeds: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Which sample and which position each explanation is of."""
+        classes = self.explained.classes
+        if len(classes) != 2:
+            what = f"classes on {len(classes)} axes" if len(classes) > 1 else "one axis of classes"
+            raise InputError(f"position= is for outputs (N, positions, classes); this model's output has {what}")
+        rows = token_rows(feeds, self.tokenizer)
+        if rows is None:
+            raise InputError("position= is for models of token ids; give target=(position, class)")
+        return find_positions(position, rows)
+
+    def _at(self, places: Array, target: Targets) -> Array:
+        """Targets (P, 2): a position and a class each, -1 for the highest."""
+        classes = np.asarray(-1 if target is None else target)
+        if classes.dtype.kind not in "iu" or classes.ndim > 1 or classes.size not in (1, len(places)):
+            raise InputError(f"with position=, target is one class, or one per position ({len(places)})")
+        return np.stack([places, np.broadcast_to(classes.reshape(-1), places.shape)], axis=1)
+
+    def _others(self, against: Targets, count: int) -> Array:
+        """Classes to subtract, int64 (count,)."""
+        if "against" not in self.session.optional:
+            raise InputError("the model subtracts no class; rewrite it with against=True")
+        given, last = np.asarray(against), self.explained.classes[-1]
+        if given.dtype.kind not in "iu" or given.ndim > 1 or given.size not in (1, count):
+            raise InputError(f"against wants one class for all or one per sample ({count}), got {against!r}")
+        bad = [int(c) for c in given.reshape(-1) if c < -1 or (last is not None and c >= last)]
+        if bad:
+            raise InputError(f"against: class {bad[0]} is out of range (-1: the highest of the others)")
+        return np.broadcast_to(given.reshape(-1), (count,)).astype(np.int64)
 
     def _axes(self, feeds: Mapping[str, Array]) -> tuple[dict[str, int], int]:
         """On which axis of each input its samples lie, and how many there are; what is not named is fed whole.
@@ -409,3 +379,15 @@ class Explainer:
                 raise InputError(f"class {bad[0]} is out of range{known}")
         result = table.astype(np.int64)
         return result[:, 0].copy() if width == 1 else result
+
+
+def _texts(inputs: Any) -> list[Text] | None:
+    """Texts where these are some: a string, a pair of strings, or a list of such; None for anything else."""
+    if isinstance(inputs, str):
+        return [inputs]
+    if isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(t, str) for t in inputs):
+        return [inputs]
+    if isinstance(inputs, list) and inputs and all(isinstance(t, str | tuple) for t in inputs):
+        first = [t if isinstance(t, str) else t[0] if t else None for t in inputs]
+        return inputs if all(isinstance(t, str) for t in first) else None
+    return None

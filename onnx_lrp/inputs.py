@@ -43,7 +43,7 @@ def find_inputs(sources: Iterable[str | Path] | str | Path) -> list[Path]:
             raise InputError(f"{path}: cannot be read ({reason(problem)}); check the path") from None
         if not inside:
             raise InputError(f"{path}: no images in this folder; it should hold PNG or JPEG files")
-        if inside == [path] and path.suffix.lower() not in IMAGE_SUFFIXES | _READERS.keys():
+        if inside == [path] and path.suffix.lower() not in KNOWN:
             raise InputError(f"{path}: unknown kind of input; give an image, a folder of images, .npy, .npz or .json")
         found += inside
     return found
@@ -124,3 +124,4 @@ def _is_image(path: Path) -> bool:
 
 
 _READERS = {".npy": _read_arrays, ".npz": _read_arrays, ".json": _read_json}
+KNOWN = IMAGE_SUFFIXES | _READERS.keys()

@@ -83,6 +83,7 @@ def rewrite(
     output: str | None = None,
     target: Target = "input",
     start: Start | None = None,
+    against: bool = False,
     ledger: bool = False,
     fold_batchnorm: bool | None = None,
     portable: bool = False,
@@ -104,6 +105,8 @@ def rewrite(
         output: the explained tensor; default: the first output, or what feeds its final Softmax, LogSoftmax, Sigmoid.
         target: "input" (graph input ``target``, default -1: arg max), "argmax", an int, or one int per class axis.
         start: "logit", "one", "softmax", "contrast" or "input"; default: the method's.
+        against: subtract another class: the score is target minus that, at the same place. Adds the graph input
+            ``against`` (default -1: the highest of the others) and the output ``against_used``.
         ledger: add the output ``absorbed`` (N,): what biases and stabilizers took.
         fold_batchnorm: see BatchNormalization as part of a linear neighbour; default: true, unless a rule book says
             otherwise.
@@ -135,6 +138,7 @@ def rewrite(
         output=output,
         target=target,
         start=start,
+        against=against,
         accounts="total" if ledger else "none",
         fold_batchnorm=fold_batchnorm,
         portable=portable,
@@ -155,6 +159,7 @@ def rewrite_with_accounts(
     output: str | None = None,
     target: Target = "input",
     start: Start | None = None,
+    against: bool = False,
     accounts: Accounts = "none",
     fold_batchnorm: bool | None = None,
     portable: bool = False,
@@ -192,9 +197,9 @@ def rewrite_with_accounts(
         for walk in plan.walks:
             steps_of(walk, None).assign(e, mark_active(v, walk.wanted, explained))
     if plan.score is None:
-        first = seed(e, explained, target, begin, single=is_single(v, explained, head))
-    elif output or start or target != "input":
-        raise InputError(f"{chosen.name} explains no class: leave output=, start= and target= away")
+        first = seed(e, explained, target, begin, single=is_single(v, explained, head), against=against)
+    elif output or start or against or target != "input":
+        raise InputError(f"{chosen.name} explains no class: leave output=, start=, against= and target= away")
     else:
         first = no_class(e, explained, plan.score)
     masked, unmet = mask_inputs(v, masks), set(mask_axes(masks))
@@ -235,6 +240,8 @@ def rewrite_with_accounts(
         outputs.append(e.rename(result, names[name]))
     outputs.append(e.rename(first.used, "target_used"))
     outputs.append(e.rename(first.score, "score"))
+    if first.against is not None:
+        outputs.append(e.rename(first.against, "against_used"))
     outputs.extend(keeper.outputs())
     extras = plan.extras(e, found, first)
     outputs.extend(e.rename(value, name) for name, value in extras.items())
@@ -245,6 +252,7 @@ def rewrite_with_accounts(
         "parameters": repr(chosen),
         "target": target if isinstance(target, str) else np.asarray(target).tolist(),
         "start": begin,
+        **({"against": True} if against else {}),
         "explained": explained.name,
         "source_sha256": source.sha256,
     }

@@ -47,12 +47,14 @@ class Seed:
         used: the classes explained, int64 (N,), or (N, k) where the output has k class axes.
         score: the explained score (N,); (1,) for an explained tensor without axes.
         single: the explained tensor is a vector of classes, without an axis of samples.
+        against: the classes that are subtracted, int64 (N,); None where none are.
     """
 
     relevance: Relevance
     used: Value
     score: Value
     single: bool = False
+    against: Value | None = None
 
 
 def find_explained(view: View, output: str | None) -> tuple[Value, str]:
@@ -110,7 +112,9 @@ def class_axes(value: Value) -> list[int]:
     return [i for i, d in enumerate(value.shape) if i > 0 and d != 1]
 
 
-def seed(e: Emitter, explained: Value, target: Target, start: Start, *, single: bool = False) -> Seed:
+def seed(
+    e: Emitter, explained: Value, target: Target, start: Start, *, single: bool = False, against: bool = False
+) -> Seed:
     """Emit the choice of the class and the relevance to begin with.
 
     Args:
@@ -121,7 +125,11 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start, *, single: 
             -1 stands for the arg max along its axis.
         start: what relevance begins with; see CONTRACT of the package.
         single: the explained tensor is a vector of classes, without an axis of samples.
+        against: the score is that of the class minus that of another one at the same place: graph input ``against``,
+            whose default -1 stands for the highest of the others.
     """
+    if against and start not in ("logit", "one"):
+        raise InputError(f"against= subtracts one class from another, and leaves nothing for start='{start}'")
     with e.scope("target", doc="choice of the explained class"):
         z = e.op("Unsqueeze", explained, ints(e, [0])) if single else explained
         axes = class_axes(z)
@@ -130,6 +138,9 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start, *, single: 
             hot, used = _pick_position(e, z, axes, wanted)
         else:
             hot, used = _pick_class(e, z, axes, wanted)
+        other = None
+        if against:
+            hot, other = _minus_other(e, z, axes, hot)
         relevance = _begin(e, explained, z, axes, hot, start)
         whole = relevance.whole(e) if start != "one" else z * hot
         rest = list(range(1, z.rank))
@@ -137,7 +148,7 @@ def seed(e: Emitter, explained: Value, target: Target, start: Start, *, single: 
         score = score if score.rank else e.op("Reshape", score, ints(e, [1]))
         if single:
             relevance = Relevance(reshape_like(e, relevance.factor, explained), relevance.of and explained)
-    return Seed(relevance, used, score, single)
+    return Seed(relevance, used, score, single, other)
 
 
 def no_class(e: Emitter, explained: Value, score: Value) -> Seed:
@@ -221,6 +232,27 @@ def _pick_position(e: Emitter, z: Value, axes: list[int], wanted: Value | None) 
     if wanted is not None:
         used = e.op("Where", e.op("Less", wanted, e.const(0, _INT)), used, wanted, label="target_used")
     return hot, used
+
+
+def _minus_other(e: Emitter, z: Value, axes: list[int], hot: Value) -> tuple[Value, Value]:
+    """The one-hot weights with -1 at another class of the same place, and that class (N,)."""
+    if not axes:
+        raise InputError("against= wants a second class, and the output has one value only")
+    axis = axes[-1]
+    given = e.parameter("against", np.full(1, -1, _INT), Facts(np.dtype(_INT), ("against_batch",)))
+    index = e.op("Reshape", given, ints(e, [-1] + [1] * (z.rank - 1)))
+    classes = along_axis(e, arange_like(e, z, axis), axis, z.rank)
+    # The place of the target, along all axes but that of the classes; nowhere where the target is out of range.
+    place = e.op("Greater", e.op("ReduceSum", hot, ints(e, [axis]), keepdims=1), e.const(0, z.dtype))
+    others = e.op("And", e.op("Less", index, e.const(0, _INT)), e.op("Equal", hot, e.const(0, z.dtype)))
+    free = e.op("And", place, e.op("Or", e.op("Equal", index, classes), others))
+    rows = merge_axes(e, e.op("Where", free, z, e.const(np.finfo(z.dtype).min, z.dtype)), 1)
+    best = e.op("ArgMax", rows, axis=1, keepdims=1)
+    other = reshape_like(e, _to_float(e, e.op("Equal", best, arange_like(e, rows, 1)), z), z) * _to_float(e, free, z)
+    rest = [i for i in range(1, z.rank) if i != axis]
+    flat = e.op("ReduceMax", other, ints(e, rest), keepdims=0) if rest else other
+    found = e.op("ArgMax", flat, axis=1, keepdims=0)
+    return hot - other, e.op("Where", e.op("Less", given, e.const(0, _INT)), found, given, label="against_used")
 
 
 def _begin(e: Emitter, explained: Value, z: Value, axes: list[int], hot: Value, start: Start) -> Relevance:

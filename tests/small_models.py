@@ -102,3 +102,130 @@ def pixels(batch: int | str = 1) -> onnx.ModelProto:
     ]
     weights = {"w": normal(2, 3, 3, 3), "shape": np.array([0, 2, 36], np.int64)}
     return build(nodes, {"x": (FLOAT, (batch, 3, 8, 8))}, {"scores": (FLOAT, (batch, 36, 2))}, weights)
+
+
+def _attention(past: bool = False) -> list[NodeProto]:
+    """Return one head of attention from `x` to `h`, with the addition of `bias` to its scores."""
+    nodes = [helper.make_node("MatMul", ["x", w], [y], y) for w, y in (("wq", "q"), ("wk", "k"), ("wv", "v"))]
+    keys, values = ("k", "v")
+    if past:
+        nodes += [
+            helper.make_node("Concat", [f"past.{name}", name], [f"all_{name}"], f"all_{name}", axis=1)
+            for name in ("k", "v")
+        ]
+        keys, values = "all_k", "all_v"
+    return [
+        *nodes,
+        helper.make_node("Transpose", [keys], ["kt"], "turn", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["qk"], "qk"),
+        helper.make_node("Add", ["qk", "bias"], ["scores"], "masked"),
+        helper.make_node("Softmax", ["scores"], ["weights"], "softmax", axis=-1),
+        helper.make_node("MatMul", ["weights", values], ["read"], "read"),
+        helper.make_node("Add", ["x", "read"], ["h"], "residual"),
+    ]
+
+
+def _embedding(words: int, width: int, longest: int) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
+    """Return what makes `words_and_places` of `input_ids`, and the weights of attention with it."""
+    nodes = [
+        helper.make_node("Gather", ["words", "input_ids"], ["e"], "embed"),
+        helper.make_node("Shape", ["input_ids"], ["length"], "length", start=1, end=2),
+        helper.make_node("Slice", ["places", "zero", "length"], ["p"], "place"),
+        helper.make_node("Add", ["e", "p"], ["words_and_places"], "add_place"),
+    ]
+    weights = {
+        "words": normal(words, width),
+        "places": 0.3 * normal(longest, width, seed=1),
+        "zero": np.array([0], np.int64),
+    }
+    weights |= {name: 0.4 * normal(width, width, seed=2 + i) for i, name in enumerate(("wq", "wk", "wv"))}
+    return nodes, weights
+
+
+def reader(words: int = 40, *, classes: int = 3, hidden: bool = False) -> onnx.ModelProto:
+    """Return a classifier of texts: words, segments and places, one attention with a mask, the mean of what counts.
+
+    `hidden`: a score for every word at every place instead, as of a masked language model.
+    """
+    width = 8
+    nodes, weights = _embedding(words, width, 32)
+    nodes += [
+        helper.make_node("Gather", ["segments", "token_type_ids"], ["s"], "segment"),
+        helper.make_node("Add", ["words_and_places", "s"], ["x"], "add_segment"),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], "mask", to=FLOAT),
+        helper.make_node("Sub", ["one", "mask"], ["off"], "off"),
+        helper.make_node("Mul", ["off", "low"], ["lowered"], "lowered"),
+        helper.make_node("Unsqueeze", ["lowered", "one_axis"], ["bias"], "bias"),
+        *_attention(),
+    ]
+    weights |= {
+        "segments": 0.3 * normal(2, width, seed=7),
+        "one": np.array(1, np.float32),
+        "low": np.array(-1e4, np.float32),
+        "one_axis": np.array([1], np.int64),
+    }
+    ids: tuple[int, Shape] = (INT64, ("N", "T"))
+    inputs = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}
+    if hidden:
+        nodes.append(helper.make_node("MatMul", ["h", "head"], ["logits"], "head"))
+        weights["head"] = normal(width, words, seed=8)
+        return build(nodes, inputs, {"logits": (FLOAT, ("N", "T", words))}, weights)
+    nodes += [
+        helper.make_node("Unsqueeze", ["mask", "last"], ["wide"], "wide"),
+        helper.make_node("Mul", ["h", "wide"], ["kept"], "kept"),
+        helper.make_node("ReduceSum", ["kept", "one_axis"], ["sum"], "sum", keepdims=0),
+        helper.make_node("ReduceSum", ["wide", "one_axis"], ["count"], "count", keepdims=0),
+        helper.make_node("Div", ["sum", "count"], ["mean"], "mean"),
+        helper.make_node("Gemm", ["mean", "head", "shift"], ["logits"], "head"),
+    ]
+    weights |= {
+        "last": np.array([2], np.int64),
+        "head": normal(width, classes, seed=8),
+        "shift": 0.1 * normal(classes, seed=9),
+    }
+    return build(nodes, inputs, {"logits": (FLOAT, ("N", classes))}, weights)
+
+
+def writer(words: int = 40, *, mask: bool = True, past: bool = False) -> onnx.ModelProto:
+    """Return a causal language model of one attention; `past`: it takes the keys and values of tokens before."""
+    width, longest = 8, 32
+    nodes, weights = _embedding(words, width, longest)
+    nodes = [*nodes[:-1], helper.make_node("Add", ["e", "p"], ["x"], "add_place")]
+    inputs: dict[str, tuple[int, Shape]] = {"input_ids": (INT64, ("N", "T"))}
+    weights |= {
+        "later": np.triu(np.full((longest, longest), -1e4, np.float32), 1),
+        "rows_columns": np.array([0, 1], np.int64),
+        "head": normal(width, words, seed=8),
+    }
+    begin, end = "zero", "length"
+    if past:
+        # Tokens before are read, too: rows begin behind them, columns with them.
+        inputs |= {f"past.{name}": (FLOAT, ("N", "P", width)) for name in ("k", "v")}
+        nodes[1:1] = [
+            helper.make_node("Shape", ["past.k"], ["begin"], "past_length", start=1, end=2),
+        ]
+        nodes += [helper.make_node("Add", ["begin", "length"], ["end"], "whole_length")]
+        begin, end = "begin", "end"
+        place = next(n for n in nodes if n.name == "place")
+        place.input[1:] = ["begin", "end"]
+        nodes.sort(key=lambda n: n.name not in ("embed", "length", "past_length", "whole_length"))
+    nodes += [
+        helper.make_node("Slice", ["later", begin, end, "zero"], ["rows"], "rows"),
+        helper.make_node("Slice", ["rows", "zero", end, "one_axis"], ["causal"], "columns"),
+    ]
+    weights["one_axis"] = np.array([1], np.int64)
+    del weights["rows_columns"]
+    if mask:
+        inputs["attention_mask"] = (INT64, ("N", "all" if past else "T"))
+        nodes += [
+            helper.make_node("Cast", ["attention_mask"], ["mask"], "mask", to=FLOAT),
+            helper.make_node("Sub", ["one", "mask"], ["off"], "off"),
+            helper.make_node("Mul", ["off", "low"], ["lowered"], "lowered"),
+            helper.make_node("Unsqueeze", ["lowered", "one_axis"], ["unread"], "unread"),
+            helper.make_node("Add", ["causal", "unread"], ["bias"], "bias"),
+        ]
+        weights |= {"one": np.array(1, np.float32), "low": np.array(-1e4, np.float32)}
+    else:
+        nodes.append(helper.make_node("Unsqueeze", ["causal", "zero"], ["bias"], "bias"))
+    nodes += [*_attention(past), helper.make_node("MatMul", ["h", "head"], ["logits"], "head")]
+    return build(nodes, inputs, {"logits": (FLOAT, ("N", "T", words))}, weights)

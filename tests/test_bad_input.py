@@ -280,7 +280,7 @@ def test_input_files(refused):
         (["--threads", "many"], "invalid"),
         (["--batch-size", "-3"], "below 1"),
         (["--frob"], "unrecognized arguments: --frob"),
-        (["-o", "out.gif"], ".png, .npz"),
+        (["-o", "out.gif"], ".png, .html, .npz"),
         (["-o", "gone/out.png"], "folder gone is missing"),
         (["-o", "gone/out.npz"], "folder gone is missing"),
         (["-o", "gone/out/"], "folder gone is missing"),
@@ -419,11 +419,11 @@ def test_an_interrupt_in_the_middle(capsys, monkeypatch, out, after):
         np.save(f"{i}.npy", normal(1, 3, 8, 8, seed=i))
     before, runs, run = snapshot(), [], Explainer.__call__
 
-    def interrupted(self, *args):
+    def interrupted(self, *args, **options):
         if len(runs) == after:
             raise KeyboardInterrupt
         runs.append(1)
-        return run(self, *args)
+        return run(self, *args, **options)
 
     monkeypatch.setattr(Explainer, "__call__", interrupted)
     assert main(["explain", "model.onnx", *(f"{i}.npy" for i in range(5)), "-o", out, "-q"]) == 130

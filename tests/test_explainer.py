@@ -250,7 +250,7 @@ def test_everything_can_be_drawn(model, inputs, tmp_path):
 
 def test_figures_choose_by_shape():
     pytest.importorskip("PIL.Image")
-    from onnx_lrp.explainer import Explanation
+    from onnx_lrp.explanation import Explanation
     from onnx_lrp.show import figure
 
     def explanation(*shape, tokens=False):

@@ -219,7 +219,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["rewrite", "mlb.onnx", "-m", "hadamard:node=product", "-q"]) == 0
     for argv, words in (
         (["-m", "hadamard"], "name one with node=: attention, product"),
-        (["-m", "hadamard:node=product", "--start", "one"], "leave --output, --start and --target away"),
+        (["-m", "hadamard:node=product", "--start", "one"], "leave --output, --start, --against and --target away"),
         (["-m", "hadamard:node=product", "-t", "1"], "by a method that explains no class"),
     ):
         capsys.readouterr()

@@ -103,7 +103,7 @@ def test_a_method_begins_where_it_says_with_what_it_computes() -> None:
 
 @pytest.mark.parametrize("options", [{"target": 1}, {"start": "one"}, {"output": "y"}])
 def test_a_method_of_its_own_score_takes_no_class(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="explains no class: leave output=, start= and target= away"):
+    with pytest.raises(InputError, match="explains no class: leave output=, start=, against= and target= away"):
         rewrite(branching(("N", 4)), Energy(), **options)
     with pytest.raises(InputError, match="no class"):
         Explainer(branching(("N", 4)), Energy(), device="cpu")(X, target=1)

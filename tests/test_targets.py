@@ -450,3 +450,32 @@ def test_an_integer_input_without_embedding() -> None:
         rewrite(model, "lrp_0", inputs=["count"])
     with pytest.raises(InputError, match="nope"):
         rewrite(model, "lrp_0", inputs=["nope"])
+
+
+# ---- one class rather than another -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["logit", "one"])
+def test_a_class_rather_than_another(start: str) -> None:
+    """The score and the relevance are differences of those of two classes."""
+    for target, against in (([1, 4, 2], [3, 0, 1]), ([2, 2, 2], [2, 1, 0])):
+        feeds = {"x": X, "target": np.array(target), "against": np.array(against)}
+        found = run(classifier(), feeds, start=start, against=True)
+        weights = one_hot(target) - one_hot(against)
+        begin = weights * (LOGITS if start == "logit" else 1)
+        np.testing.assert_allclose(found["score"], (weights * LOGITS).sum(1), atol=1e-5)
+        np.testing.assert_array_equal(found["against_used"], against)
+        np.testing.assert_allclose(found["relevance/x"], linear(begin), rtol=1e-5, atol=1e-5)
+
+
+def test_a_class_rather_than_the_next_best() -> None:
+    found = run(classifier(), {"x": X}, against=True)
+    np.testing.assert_array_equal(found["target_used"], BEST)
+    np.testing.assert_array_equal(found["against_used"], np.argsort(-LOGITS, axis=1)[:, 1])
+    worst = run(classifier(), {"x": X, "target": LOGITS.argmin(1)}, against=True)
+    np.testing.assert_array_equal(worst["against_used"], BEST)
+
+
+def test_what_cannot_be_subtracted() -> None:
+    with pytest.raises(InputError, match="against= subtracts one class from another"):
+        rewrite(classifier(), "lrp_0", start="softmax", against=True)

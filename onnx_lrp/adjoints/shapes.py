@@ -269,7 +269,8 @@ def sum_per_sample(e: Emitter, value: Value, batch: Dim) -> Value | None:
     axis, first = 0, value.shape[0]
     # One row may be that of all samples, or (of three axes or more) one step of a sequence with the samples second.
     if first != batch and (first != 1 or value.rank > 2):
-        matching = [i for i, d in enumerate(value.shape) if d == batch]
+        # An open length without a name is no other one's.
+        matching = [i for i, d in enumerate(value.shape) if batch is not None and d == batch]
         if len(matching) == 1 or (matching and first == 1):
             axis = matching[0]
         elif first == 1:

@@ -19,9 +19,11 @@ from onnx_lrp.errors import InputError, OnnxLrpError, UnsupportedOps
 from onnx_lrp.rewrite import VERSION
 
 _COMMANDS = (explain, concepts, models, listings)
-_NUMERIC = ("--low", "--high", "--mean", "--std", "--target", "-t")
+_NUMERIC = ("--low", "--high", "--mean", "--std", "--against", "--position", "--target", "-t")
 # Arguments of the library that its messages speak of, which here are options.
-_KEYWORDS = "allow_gradient|batch_size|device|inputs|layers|ledger|masks|output|shapes|start|target"
+_KEYWORDS = (
+    "against|allow_gradient|batch_size|device|inputs|layers|ledger|masks|output|position|shapes|start|target|tokenizer"
+)
 
 
 class _Parser(argparse.ArgumentParser):

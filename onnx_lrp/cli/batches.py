@@ -3,49 +3,62 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_lrp.cli.options import class_number, feeds_of, numbers, wanted_inputs
+from onnx_lrp.cli.options import Names, class_number, feeds_of, numbers, wanted_inputs
 from onnx_lrp.cli.output import Result
+from onnx_lrp.cli.sources import Entry
 from onnx_lrp.errors import InputError
-from onnx_lrp.explainer import Explainer, Explanation
+from onnx_lrp.explainer import Explainer
+from onnx_lrp.explanation import Explanation
+from onnx_lrp.positions import Position
 from onnx_lrp.preprocess import Preprocess
+from onnx_lrp.roles import Spec, kinds, text_inputs
+from onnx_lrp.tokenizer import Tokenizer
 
 Target = int | list[int] | None
 
 
 @dataclass(frozen=True)
 class Column:
-    """One way to explain an input: by a method, a class; and whether its relevance should add up to the score."""
+    """One way to explain an input: by a method, a class, at a position, against another class.
+
+    `conserves`: its relevance should add up to the score.
+    """
 
     title: str
     explainer: Explainer
     target: Target
     conserves: bool
+    position: Position | None = None
+    against: int | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One input file as read: its place among the inputs, its arrays, and what to show of it."""
+    """One input as read: its place among the inputs, its arrays, and what to show of it."""
 
     number: int
-    path: Path
+    entry: Entry
     feeds: dict[str, NDArray[Any]]
     picture: NDArray[np.uint8] | None
 
-    def runs_with(self, other: Sample) -> bool:
-        """Whether the two can be run as one batch: single pictures of the same shape."""
+    def runs_with(self, other: Sample, *, padded: bool) -> bool:
+        """Whether the two can be run as one batch: single pictures or texts of the same shape, or padded to it."""
+        texts = self.entry.text is not None and other.entry.text is not None
+        if texts and padded:
+            return True
         pictures = self.picture is not None and other.picture is not None
-        return pictures and all(v.shape == other.feeds[k].shape for k, v in self.feeds.items())
+        same = self.feeds.keys() == other.feeds.keys()
+        return (texts or pictures) and same and all(v.shape == other.feeds[k].shape for k, v in self.feeds.items())
 
 
-def wanted_target(text: str, names: Sequence[str] | None, files: int, width: int) -> Target:
+def wanted_target(text: str, names: Names, files: int, width: int) -> Target:
     """One class, one per input file, or one index per class axis; None for the arg max."""
     try:
         number = class_number(text, names)
@@ -79,37 +92,65 @@ def bounds(args: argparse.Namespace, pre: Preprocess | None, explainer: Explaine
 
 
 def results(
-    args: argparse.Namespace, paths: Sequence[Path], pre: Preprocess | None, columns: Sequence[Column]
+    args: argparse.Namespace, entries: Sequence[Entry], pre: Preprocess | None, columns: Sequence[Column]
 ) -> Iterator[Result]:
-    """Results in the order of the inputs; pictures run in batches, files of arrays one by one."""
-    inputs = wanted_inputs(columns[0].explainer.explained.source)
+    """Results in the order of the inputs; pictures and texts run in batches, files of arrays one by one."""
+    explainer = columns[0].explainer
+    inputs = wanted_inputs(explainer.explained.source)
     limit = max(1, min(column.explainer.chunk for column in columns))
+    if any(isinstance(c.position, list) or c.position == "all" for c in columns):
+        limit = 1  # several explanations of an input are a batch by themselves
+    # Padding changes nothing where a mask says that it is none of the text.
+    padded = all(group.mask is not None for group in text_inputs(kinds(inputs)))
     batch: list[Sample] = []
-    for number, path in enumerate(paths):
-        item, feeds = feeds_of(path, pre, inputs)
-        sample = Sample(number, path, feeds, item.picture)
-        if batch and (len(batch) == limit or not sample.runs_with(batch[0])):
-            yield from _run(args, batch, len(paths), pre, columns)
+    for number, entry in enumerate(entries):
+        sample = _read(number, entry, pre, inputs, explainer.tokenizer)
+        if batch and (len(batch) == limit or not sample.runs_with(batch[0], padded=padded)):
+            yield from _run(args, batch, len(entries), pre, columns, inputs)
             batch = []
         batch.append(sample)
-    yield from _run(args, batch, len(paths), pre, columns)
+    yield from _run(args, batch, len(entries), pre, columns, inputs)
+
+
+def _read(
+    number: int, entry: Entry, pre: Preprocess | None, inputs: Mapping[str, Spec], tokenizer: Tokenizer | None
+) -> Sample:
+    if entry.text is not None and tokenizer is not None:
+        try:
+            return Sample(number, entry, tokenizer.feeds([entry.text], inputs), None)
+        except InputError as error:
+            raise InputError(f"{entry.name}: {error}") from None
+    item, feeds = feeds_of(entry.file, pre, inputs)
+    return Sample(number, entry, feeds, item.picture)
 
 
 def _run(
-    args: argparse.Namespace, batch: Sequence[Sample], files: int, pre: Preprocess | None, columns: Sequence[Column]
+    args: argparse.Namespace,
+    batch: Sequence[Sample],
+    files: int,
+    pre: Preprocess | None,
+    columns: Sequence[Column],
+    inputs: Mapping[str, Spec],
 ) -> Iterator[Result]:
     """Explain files together, and take the explanation apart again."""
-    first = batch[0]
-    feeds = {k: np.concatenate([s.feeds[k] for s in batch]) if len(batch) > 1 else v for k, v in first.feeds.items()}
+    first, several = batch[0], len(batch) > 1
+    texts = [sample.entry.text for sample in batch if sample.entry.text is not None]
+    tokenizer = columns[0].explainer.tokenizer
+    if texts and several and tokenizer is not None:
+        feeds = tokenizer.feeds(texts, inputs)
+    else:
+        feeds = {k: np.concatenate([s.feeds[k] for s in batch]) if several else v for k, v in first.feeds.items()}
     explanations: list[Explanation] = []
     for column in columns:
         box = bounds(args, None if first.picture is None else pre, column.explainer)
         target = column.target
-        if isinstance(target, list) and files > 1 and len(column.explainer.explained.classes) == 1:
+        one_axis = len(column.explainer.explained.classes) == 1 or column.position is not None
+        if isinstance(target, list) and files > 1 and one_axis:
             target = [target[sample.number] for sample in batch]
         try:
-            explanations.append(column.explainer({**box, **feeds}, target))
+            explained = column.explainer({**box, **feeds}, target, position=column.position, against=column.against)
+            explanations.append(explained)
         except InputError as error:
-            raise InputError(f"{first.path}: {error}") from None
+            raise InputError(f"{first.entry.name}: {error}") from None
     for i, sample in enumerate(batch):
-        yield Result(sample.path, sample.picture, [e[i] if len(batch) > 1 else e for e in explanations])
+        yield Result(sample.entry, sample.picture, [e[i] if several else e for e in explanations])

@@ -31,9 +31,11 @@ from onnx_lrp.cli.options import (
     wanted_inputs,
 )
 from onnx_lrp.cli.output import check_writing
+from onnx_lrp.cli.sources import file_entries
 from onnx_lrp.concepts import Concepts, Hit
 from onnx_lrp.errors import InputError
-from onnx_lrp.explainer import Explainer, save_arrays
+from onnx_lrp.explainer import Explainer
+from onnx_lrp.explanation import save_arrays
 from onnx_lrp.inputs import find_inputs
 from onnx_lrp.model import write_atomically
 from onnx_lrp.preprocess import Preprocess, require_pillow
@@ -155,12 +157,12 @@ def _relevance(
     """Every sample of the data set and the relevance of all channels in it, (1, C), in shares of the sample's."""
     progress = Progress(len(paths), quiet=args.quiet)
     try:
-        for done, result in enumerate(results(args, paths, pre, [column]), 1):
+        for done, result in enumerate(results(args, file_entries(paths), pre, [column]), 1):
             (explanation,) = result.explanations
             shares = explanation.channels(args.layer, axis=args.axis, by=args.by, share=True)
             for index, row in enumerate(shares):
-                yield Sample(result.path, index, len(shares) > 1), row[None]
-            progress.show(done, result.path.name)
+                yield Sample(result.entry.file, index, len(shares) > 1), row[None]
+            progress.show(done, result.entry.file.name)
     finally:
         progress.clear()
 

@@ -44,6 +44,8 @@ def register(commands: Commands) -> list[argparse.ArgumentParser]:
         default="input",
         help="input (a graph input; default), argmax, or a class: 3, or 3,7 for several axes",
     )
+    about = "add an input 'against': a class whose score is subtracted; default: the highest of the others"
+    parser.add_argument("--against", action="store_true", help=about)
     parser.add_argument("--portable", action="store_true", help="emit nothing that WebGPU, OpenVINO or TensorRT lacks")
     parser.add_argument("--switch", action="store_true", help="add an input 'explain'; false skips the explanation")
     add_masks(parser)
@@ -78,6 +80,7 @@ def run_rewrite(args: argparse.Namespace) -> int:
         source,
         args.method,
         target=target,
+        against=args.against,
         ledger=args.ledger,
         portable=args.portable,
         switch=args.switch,

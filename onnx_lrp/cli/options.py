@@ -7,7 +7,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,15 +14,19 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnx_lrp.cli.sources import is_text
 from onnx_lrp.errors import InputError, OnnxLrpError
 from onnx_lrp.inputs import Item, fit, read_input
 from onnx_lrp.model import Source
 from onnx_lrp.preprocess import IMAGE_SUFFIXES, PRESETS, Color, Layout, Preprocess, Resize, from_options
+from onnx_lrp.roles import Spec, kinds, role_of, text_inputs
 from onnx_lrp.target import STARTS
+from onnx_lrp.tokenizer import Tokenizer
 
 _LOG = logging.getLogger("onnx_lrp")
 _PIXELS = ("size", "mean", "std", "scale", "layout", "color", "resize")
 
+Names = Sequence[str] | Tokenizer | None  # of classes; a tokenizer where they are its tokens
 Commands = Any  # argparse's own type for what add_subparsers returns is private
 
 
@@ -115,6 +118,46 @@ def add_running(parser: argparse.ArgumentParser, *, batches: bool = False) -> No
     group.add_argument("--threads", type=_count, metavar="N", help="threads per operator")
 
 
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """How texts become token ids, and which of their positions are explained."""
+    group = parser.add_argument_group("texts")
+    about = "tokenizer.json of the model, or its folder; default: the one beside the model, where texts are given"
+    group.add_argument("--tokenizer", metavar="FILE", help=about)
+    about = "cut longer texts; default: as the tokenizer says"
+    group.add_argument("--max-tokens", type=_count, metavar="N", help=about)
+    about = (
+        "where the output has classes for every token: last, mask (the hidden word), all, a number (below 0 from the"
+    )
+    about += " end), or A,B,...; default for language models: the mask, else the last"
+    group.add_argument("--position", type=_position, metavar="P", help=about)
+    group.add_argument("--words", action="store_true", help="pictures show words instead of pieces of words")
+
+
+def _position(text: str) -> str | int | list[int]:
+    if text in ("auto", "last", "mask", "all"):
+        return text
+    try:
+        numbers = [int(n) for n in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not last, mask, all, a number, or numbers such as 3,5") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def tokenizer_of(args: argparse.Namespace) -> Tokenizer | None:
+    """The tokenizer that was asked for, or, where an input is none of the files there are, the one beside the model.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = args.tokenizer
+    if path is None:
+        beside = Path(args.model).parent / "tokenizer.json"
+        if not any(s.lower().endswith(".txt") or is_text(s) for s in args.sources) or not beside.is_file():
+            return None
+        path = beside
+    return Tokenizer(path, limit=args.max_tokens)
+
+
 def add_pixels(parser: argparse.ArgumentParser) -> None:
     """How pictures become numbers."""
     group = parser.add_argument_group(
@@ -166,22 +209,14 @@ def numbers(name: str, text: str, shape: Sequence[int]) -> NDArray[np.float32]:
 # ---- metadata ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """An input that a model needs: its type, and its shape with None or a name for a length that is open."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int | str | None, ...]
-
-
-def wanted_inputs(source: Source) -> dict[str, Wanted]:
+def wanted_inputs(source: Source) -> dict[str, Spec]:
     """What has to be fed, by name."""
     found = {}
     for info in source.skeleton.graph.input:
         tensor = info.type.tensor_type
         if info.name not in source.weights and info.name not in source.defaults:
             dims = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
-            found[info.name] = Wanted(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type or 1), dims)
+            found[info.name] = Spec(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type or 1), dims)
     return found
 
 
@@ -300,8 +335,8 @@ def class_names(path: str | None, source: Source, classes: int | None) -> list[s
     return names
 
 
-def class_number(text: str, names: Sequence[str] | None) -> int:
-    """A class by its number, its name, or one of several names that commas part.
+def class_number(text: str, names: Names) -> int:
+    """A class by its number, its name, or one of several names that commas part; a token by its text, perhaps quoted.
 
     Raises:
         InputError: no such class, or more than one.
@@ -309,6 +344,9 @@ def class_number(text: str, names: Sequence[str] | None) -> int:
     word = text.strip()
     if re.fullmatch(r"[+-]?\d{1,18}", word):
         return int(word)
+    if isinstance(names, Tokenizer):
+        quoted = re.fullmatch(r'"(.+)"|\u201c(.+)\u201d', text.strip())
+        return names.number(quoted[1] or quoted[2] if quoted else text)
     if names is None:
         raise InputError(f"class {word!r} is no number, and the model has no class names; give --labels FILE")
     wanted = word.lower()
@@ -326,14 +364,15 @@ def has_pictures(paths: Sequence[Path]) -> bool:
     return any(p.suffix.lower() in IMAGE_SUFFIXES for p in paths)
 
 
-def feeds_of(path: Path, pre: Preprocess | None, inputs: Mapping[str, Wanted]) -> tuple[Item, dict[str, Any]]:
+def feeds_of(path: Path, pre: Preprocess | None, inputs: Mapping[str, Spec]) -> tuple[Item, dict[str, Any]]:
     """One file as read, and as arrays by input name that have all their axes."""
     item = read_input(path, pre)
     arrays = item.arrays
     if not isinstance(arrays, dict):
-        if len(inputs) != 1:
+        ids = text_inputs(kinds(inputs))
+        if len(inputs) != 1 and (len(ids) != 1 or not all(role_of(n, *kind) for n, kind in kinds(inputs).items())):
             raise InputError(
                 f"{path}: the model has {len(inputs)} inputs ({', '.join(inputs)}); give .npz with these names"
             )
-        arrays = {next(iter(inputs)): arrays}
+        arrays = {ids[0].ids if ids else next(iter(inputs)): arrays}
     return item, {k: fit(np.asarray(v), inputs[k].shape) if k in inputs else v for k, v in arrays.items()}

@@ -1,6 +1,7 @@
-"""Pictures of explanations, drawn with numpy and Pillow: heat maps, overlays, grids, series and bars.
+"""Pictures of explanations: heat maps, overlays, grids, series and bars with numpy and Pillow; texts as HTML.
 
-Every figure is a PIL image; `save` writes it. Red speaks for the explained score, blue against it.
+Every figure is a PIL image; `save` writes it. A text is a page of HTML, or lines for a terminal.
+Red speaks for the explained score, blue against it.
 """
 
 from onnx_lrp.show.canvas import enlarge, save
@@ -9,6 +10,9 @@ from onnx_lrp.show.colormaps import NAMES as COLORMAPS
 from onnx_lrp.show.concepts import ConceptCell, ConceptRow, concept_sheet
 from onnx_lrp.show.figure import comparison_figure, explanation_figure, picture_of, stack
 from onnx_lrp.show.heatmap import grid, normalize, overlay, reduce_channels, render, side_by_side, triptych
+from onnx_lrp.show.html import text_page
+from onnx_lrp.show.terminal import text_lines
+from onnx_lrp.show.text import text_rows
 
 __all__ = [
     "COLORMAPS",
@@ -29,5 +33,8 @@ __all__ = [
     "series",
     "side_by_side",
     "stack",
+    "text_lines",
+    "text_page",
+    "text_rows",
     "triptych",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_lrp.errors import InputError
+from onnx_lrp.pieces import shown
 from onnx_lrp.show import canvas
 from onnx_lrp.show.charts import bars, series
 from onnx_lrp.show.heatmap import DEFAULT, PERCENTILE, grid, triptych
@@ -90,9 +91,11 @@ def explanation_figure(
     """
     if not len(explanation) or not explanation.relevance:
         raise InputError("the explanation holds no sample to draw")
-    several = len(explanation.relevance) > 1
+    # The past of a language model may hold no token.
+    drawn = [name for name, relevance in explanation.relevance.items() if relevance.size]
+    several = len(drawn) > 1
     parts = []
-    for name in explanation.relevance:
+    for name in drawn:
         title = heading or _heading(explanation, labels)
         parts.append(_part(explanation, name, pictures, colormap, title, labels, percentile, name if several else ""))
         heading = " "  # said once
@@ -133,7 +136,7 @@ def comparison_figure(
         raise InputError(
             f"{len(rows)} rows are too many for one picture (at most {MOST_ROWS}); give a folder to write to"
         )
-    tensor = next(iter(rows[0][0].relevance))
+    tensor = next(name for name, relevance in rows[0][0].relevance.items() if relevance.size)
     kinds = {_kind(tensor, e.relevance[tensor], e.inputs) for row in rows for e in row}
     if kinds <= {"image"}:
         cells = [_grid_row(row, tensor, picture_at(pictures, i)) for i, row in enumerate(rows)]
@@ -188,8 +191,15 @@ def class_name(explanation: Explanation, index: int, labels: Labels = None) -> s
     number = int(row[-1])
     if number < 0:
         return "no class"
-    name = labels[number] if labels and 0 <= number < len(labels) else f"class {number}"
+    name = _label(number, labels)
+    against = getattr(explanation, "against", None)
+    if against is not None:
+        name += f" rather than {_label(int(against[index]), labels)}"
     return name if len(row) == 1 else f"{name} at {', '.join(str(int(i)) for i in row[:-1])}"
+
+
+def _label(number: int, labels: Labels) -> str:
+    return labels[number] if labels and 0 <= number < len(labels) else f"class {number}"
 
 
 def _heading(explanation: Explanation, labels: Labels) -> str:
@@ -295,5 +305,13 @@ def _chart(
     flat = relevance.reshape(-1)
     numbers = () if values is None else values.reshape(-1).tolist()
     if kind == "tokens":
-        return bars([f"{i}: token {token}" for i, token in enumerate(numbers)], flat, (), heading, colormap)
+        return bars(_token_names(explanation, numbers), flat, (), heading, colormap)
     return bars([f"feature {i}" for i in range(flat.size)], flat, numbers, heading, colormap)
+
+
+def _token_names(explanation: Explanation, ids: Sequence[int]) -> list[str]:
+    """Places of tokens, with what they say where there is a tokenizer."""
+    tokenizer = getattr(explanation, "tokenizer", None)
+    if tokenizer is None:
+        return [f"{i}: token {token}" for i, token in enumerate(ids)]
+    return [f"{i}: {shown(piece.text)}" for i, piece in enumerate(tokenizer.pieces(np.asarray(ids)))]

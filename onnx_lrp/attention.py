@@ -16,13 +16,16 @@ import numpy as np
 from onnx_lrp.adjoints import OPERATORS
 from onnx_lrp.emit import Call, Value
 from onnx_lrp.facts import Facts
-from onnx_lrp.gates import PRODUCTS, gateness
+from onnx_lrp.gates import ON_THE_WAY, PRODUCTS, gateness
 from onnx_lrp.view import View, carried
 
 # What may stand between the scores and their softmax, and between two tensors of equal shape that are the same but for
 # what happens to each element.
 _SUMS = ("Add", "Sub", "Sum")
 _ELEMENTWISE = (*_SUMS, "Mul", "Div", "Pow", "Max", "Min", "Where", "Cast", "Neg")
+# Norms of several elements, and what may stand between them and what they divide.
+_NORMS = ("ReduceL1", "ReduceL2", "ReduceSumSquare")
+_TO_DIVISOR = (*ON_THE_WAY, "Sqrt", "Pow", "Mul", "Cast")
 _LONGEST = 32  # calls in an activation that is spelled out
 
 
@@ -31,6 +34,7 @@ def see_transformers(v: View) -> None:
     _spelled_softmax(v)
     _attention(v)
     _gates(v)
+    _divisors(v)
 
 
 def _note(call: Call, role: str, note: str) -> None:
@@ -209,3 +213,17 @@ def _is_reciprocal(v: View, x: Value, makers: Mapping[Value, Call]) -> bool:
         if before is None:
             return False
         x = before
+
+
+def _divisors(v: View) -> None:
+    """Mark the norms that something is divided by, or multiplied by one over: these are held constant."""
+    makers = v.producers()
+    for call in v.calls:
+        if call.op not in ("Div", "Reciprocal") or call.domain:
+            continue
+        maker = makers.get(call.given(1 if call.op == "Div" else 0))
+        while maker is not None and maker.op in _TO_DIVISOR:
+            live = [x for x in maker.inputs if x is not None and x.dtype.kind == "f" and not x.facts.const]
+            maker = makers.get(live[0]) if len(live) == 1 else None
+        if maker is not None and maker.op in _NORMS and not maker.role:
+            _note(maker, "divisor", "divisor held constant")

@@ -18,7 +18,7 @@ _GATES = {"Sigmoid": SWITCH, "HardSigmoid": SWITCH, "Softmax": SWITCH, "Tanh": S
 _WAVES = ("Sin", "Cos")  # of places, in rotary embeddings: no activations
 # Products of which one factor may be a gate or probabilities.
 PRODUCTS = ("MatMul", "Gemm", "Einsum", "Mul")
-_ON_THE_WAY = ("Add", "Clip", "Max", "Expand", "Unsqueeze", "Reshape")  # between a sum and what it divides
+ON_THE_WAY = ("Add", "Clip", "Max", "Expand", "Unsqueeze", "Reshape")  # between a sum and what it divides
 
 
 def gateness(makers: Mapping[str, Call], value: Value) -> int:
@@ -67,7 +67,7 @@ def _live(call: Call) -> list[Value]:
 def _share_of_sum(makers: Mapping[str, Call], call: Call) -> bool:
     """Whether a Div computes x / sum(x) of something that is not negative, perhaps with a stabilizer."""
     x, maker = call.given(0), makers.get(call.given(1).name)
-    while maker is not None and maker.op in _ON_THE_WAY:
+    while maker is not None and maker.op in ON_THE_WAY:
         before = _live(maker)
         maker = makers.get(before[0].name) if len(before) == 1 else None
     return maker is not None and maker.op == "ReduceSum" and maker.given(0) is x and x.nonnegative

@@ -122,7 +122,7 @@ class Call:
             "gated" for one of two branches, one of which comes out of an activation; "scores" for the product before
             a softmax, "values" for the one after it; "layer" for a linear layer of several, such as one of input and
             state that goes into a gate, "summand" for what only enters such a sum; "complement" for one minus a gate;
-            "recurrent" for the steps of an LSTM, GRU or RNN.
+            "divisor" for a norm that something is divided by; "recurrent" for the steps of an LSTM, GRU or RNN.
     """
 
     op: str

@@ -86,6 +86,44 @@ def test_one_over_a_norm_is_a_constant(form: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("way", ["l2", "l1, clipped", "sum of squares", "reciprocal"])
+@pytest.mark.parametrize("book", ["lrp_0", "attnlrp"])
+def test_a_norm_that_something_is_divided_by_is_a_constant(book: str, way: str) -> None:
+    """An embedding over its norm keeps the relevance that it has without the norm, element by element."""
+    net = Net()
+    x = net("Gemm", net.input("x", "N", 5), net.weight(5, 4))
+    axis = net.const([1], np.int64)
+    if way == "l1, clipped":
+        norm = net("Clip", net("ReduceL1", x, axis), net.const(1e-12))
+    elif way == "sum of squares":
+        norm = net("Sqrt", net("Add", net("ReduceSumSquare", x, axis), net.const(1e-12)))
+    else:
+        norm = net("ReduceL2", x, axis)
+    y = net("Mul", x, net("Reciprocal", norm)) if way == "reciprocal" else net("Div", x, norm)
+    model = net.model(net("Gemm", y, net.weight(4, 3)))
+    explained = rewrite(model, book, layers=[x], target=1, output=None)
+    assert next(row.why for row in explained.table if row.op.startswith("Reduce")).endswith("divisor held constant")
+    data = numbers(3, 5)
+    found = run_double(explained.model, {"x": data})
+    weights = {i.name: onnx.numpy_helper.to_array(i).astype(float) for i in model.graph.initializer}
+    first, second = (w for w in weights.values() if w.shape in ((5, 4), (4, 3)))
+    inner = data @ first
+    length = np.abs(inner).sum(1, keepdims=True) if "l1" in way else np.sqrt((inner**2).sum(1, keepdims=True))
+    y_values = inner / length
+    expected = y_values * second[:, 1]
+    if (book, way) == ("lrp_0", "reciprocal"):  # a gate, whose product has the stabilizer of the base book
+        expected *= y_values / (y_values + 1e-6 * np.sign(y_values))
+    np.testing.assert_allclose(found[f"relevance/{x}"], expected, rtol=1e-9)
+
+
+def test_a_norm_that_is_no_divisor_has_no_rule() -> None:
+    net = Net()
+    x = net("Gemm", net.input("x", "N", 5), net.weight(5, 4))
+    norm = net("ReduceL2", x, net.const([1], np.int64))
+    with pytest.raises(UnsupportedOps, match="ReduceL2"):
+        rewrite(net.model(net("Gemm", norm, net.weight(1, 3))), "attnlrp")
+
+
 def test_a_gate_that_depends_on_other_elements_is_a_branch() -> None:
     """x times the sigmoid of a layer of x: half each for attnlrp, all to the signal for cp_lrp."""
     net = Net()

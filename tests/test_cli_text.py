@@ -53,6 +53,7 @@ def files():
 def test_a_text(call):
     out = call("m/reader.onnx", "the movie was unbelievable", "--labels", "m/labels.txt").out.splitlines()
     assert out[0] == "m/reader.onnx on CPUExecutionProvider; texts by tokenizer.json"
+    assert out.pop(1).endswith("the rule book attnlrp was made: -m attnlrp")
     assert out[2] == "text 1"
     e = Explainer("m/reader.onnx", "epsilon", device="cpu", threads=1, tokenizer="m", ledger=True)(
         "the movie was unbelievable"

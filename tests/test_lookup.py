@@ -13,6 +13,7 @@ import pytest
 
 import onnx_lrp
 from onnx_lrp import evaluate
+from onnx_lrp.cli import main
 
 causal = pytest.importorskip("exporters.causal")
 
@@ -90,3 +91,15 @@ def test_attnlrp_is_the_more_faithful(
     }
     assert better(area["attnlrp"], area["input_x_gradient"])
     assert better(area["attnlrp"], area["rollout"])
+
+
+def test_the_command_names_the_book_for_attention(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Asked for another rule book it says so in a line, and not where the book is the right one, or no book at all."""
+    pytest.importorskip("tokenizers")
+    call = ["explain", str(MODEL), "a 7 b 3 ? a", "-o", str(tmp_path / "page.html")]
+    hint = "attnlrp was made: -m attnlrp"
+    assert main([*call, "-m", "epsilon"]) == 0
+    assert hint in capsys.readouterr().out
+    for method in ("attnlrp", "input_x_gradient"):
+        assert main([*call, "-m", method]) == 0
+        assert hint not in capsys.readouterr().out

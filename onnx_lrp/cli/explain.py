@@ -31,8 +31,10 @@ from onnx_lrp.cli.options import (
 from onnx_lrp.cli.output import Result, is_picture, plan
 from onnx_lrp.cli.report import Report
 from onnx_lrp.cli.sources import find_entries
+from onnx_lrp.composite import book_names
 from onnx_lrp.explainer import Explainer
 from onnx_lrp.methods import find_method
+from onnx_lrp.rewrite import Explained
 from onnx_lrp.show.terminal import depth_of
 from onnx_lrp.tokenizer import Tokenizer
 
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         read = "arrays as they are" if pre is None else f"pictures as {pre} ({origin})"
         read = f"texts by {tokenizer.name}" if tokenizer is not None and pre is None else read
         say(f"{args.model} on {', '.join(explainers[0][0].providers)}; {read}")
+        _say_if_made_for_others([explainer.explained for explainer, _ in explainers])
     progress, done = Progress(len(entries), quiet=args.quiet), 0
     try:
         for result in results(args, entries, pre, columns):
@@ -109,6 +112,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _written(path: Path | None) -> list[str]:
     return [] if path is None else [f"  written     {path}"]
+
+
+_FOR_ATTENTION = ("attnlrp", "cp_lrp", "captioning")
+
+
+def _say_if_made_for_others(found: Sequence[Explained]) -> None:
+    """Say which rule book to take, when a model has attention and no book is asked for that was made for it."""
+    methods = {explained.method for explained in found}
+    attention = any("attention: " in row.why for explained in found for row in explained.table)
+    if attention and methods & set(book_names()) and methods.isdisjoint(_FOR_ATTENTION):
+        say("the model has attention, for which the rule book attnlrp was made: -m attnlrp")
 
 
 def _say_if_even(result: Result) -> None:

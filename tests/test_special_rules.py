@@ -375,6 +375,20 @@ def test_norm_golden_sum_of_two() -> None:
     np.testing.assert_allclose(found["relevance/b"], [[0.33333333, 0.5, 3]], atol=1e-7)
 
 
+def test_share_golden_matrix_product() -> None:
+    net = Net()
+    z = net("MatMul", net.input("a", "N", 2), net.input("b", 2, 2), name="layer")
+    feeds = {
+        "a": np.array([[1, 2], [-1, 0.5]], np.float32),
+        "b": np.array([[0.5, -1], [1.5, 2]], np.float32),
+        "r": np.array([[1, -0.5], [2, 0.25]], np.float32),
+    }
+    found = explain(net, z, "share", feeds, epsilon=1e-8)
+    np.testing.assert_allclose(found["relevance/a"], [[0.1547619, 0.0952381], [-1.9375, 3.0625]], atol=1e-7)
+    expected = [[-1.92857139, 0.14583333], [3.42857137, -0.27083333]]
+    np.testing.assert_allclose(found["relevance/b"], expected, atol=1e-6)  # LXT's 1e-8 knows no sign
+
+
 def test_rules_for_one_kind_of_operator_say_so() -> None:
     for rule in ("proportional", "batchnorm_absolute", "softmax", "normalization"):
         net = Net()

@@ -15,6 +15,7 @@ from onnx_lrp.view import View, complemented
 # How near a tensor is to a switch: of two factors the nearer one is the gate.
 SWITCH, SLOPE, ACTIVATION, SIGNAL = 3, 2, 1, 0
 _GATES = {"Sigmoid": SWITCH, "HardSigmoid": SWITCH, "Softmax": SWITCH, "Tanh": SLOPE, "Erf": SLOPE}
+_LONGEST = 32  # calls that are looked at
 _WAVES = ("Sin", "Cos")  # of places, in rotary embeddings: no activations
 # Products of which one factor may be a gate or probabilities.
 PRODUCTS = ("MatMul", "Gemm", "Einsum", "Mul")
@@ -56,7 +57,28 @@ def _graded(makers: Mapping[str, Call], value: Value, known: dict[str, int]) -> 
     if maker.op == "Mul":
         grades = [_grade(makers, x, known) for x in live]
         return SWITCH if all(grade == SWITCH for grade in grades) else grades[0] if len(grades) == 1 else SIGNAL
-    return ACTIVATION if operator is not None and operator.verb == "pointwise" else SIGNAL
+    pointwise = operator is not None and operator.verb == "pointwise"
+    return ACTIVATION if pointwise and not _of_lengths(makers, value) else SIGNAL
+
+
+def _of_lengths(makers: Mapping[str, Call], value: Value) -> bool:
+    """Whether a tensor is computed from integers alone, as the scale of attention is from lengths: no signal."""
+    waiting, seen = [value], set()
+    while waiting:
+        x = waiting.pop()
+        if x in seen or x.facts.const or x.dtype.kind != "f":
+            continue
+        seen.add(x)
+        maker = makers.get(x.name)
+        if maker is None or maker.domain or len(seen) > _LONGEST or _embeds(maker):
+            return False
+        waiting += [i for i in maker.inputs if i is not None]
+    return True
+
+
+def _embeds(call: Call) -> bool:
+    """Whether a call picks rows for ids: these are what the model is about."""
+    return call.op == "Gather" and call.given(0).dtype.kind == "f"
 
 
 def _live(call: Call) -> list[Value]:

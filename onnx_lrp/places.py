@@ -16,7 +16,7 @@ from onnx_lrp.view import WEIGHTED, complemented
 
 KINDS = ("linear", "bilinear", "pointwise", "nonlinear", "movement")
 POSITIONS = ("first", "last", "inner", "preprocessing")
-ROLES = ("gate", "gated", "scores", "values", "layer", "summand", "complement", "divisor")
+ROLES = ("gate", "gated", "scores", "values", "layer", "summand", "part", "complement", "divisor")
 
 
 @dataclass(frozen=True)

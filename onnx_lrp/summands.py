@@ -2,7 +2,7 @@
 
 W·x + U·h + b is a linear layer, whether an exporter writes one operator or five. Its stabilizer belongs to the whole
 sum: applied to W·x by itself as well, relevance would depend on the exporter. So the layers inside such a sum get the
-role of a summand, by which a rule book can give them a rule without a stabilizer of its own.
+role of a part, by which a rule book can give them a rule without a stabilizer of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SUMS = ("Add", "Sub", "Sum")
 
 
 def see_summands(v: View) -> None:
-    """Give the role "summand" to layers with constant weights, and to sums of such, that enter sums of layers only."""
+    """Give the role "part" to layers with constant weights, and to sums of such, that enter sums of layers only."""
     affine = _affine(v)
     readers: dict[Value, list[Call]] = {}
     for call in v.calls:
@@ -31,7 +31,7 @@ def see_summands(v: View) -> None:
         entered = {o for o in outputs if readers.get(o) and all(_enters(r, affine, summed) for r in readers[o])}
         summed |= entered
         if outputs and entered.issuperset(outputs) and not OPERATORS[call.op].moves:
-            call.role = call.role or "summand"
+            call.role = call.role or "part"
 
 
 def _affine(v: View) -> set[Value]:

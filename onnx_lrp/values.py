@@ -121,8 +121,9 @@ class Call:
         role: what a pass recognised it as: "gate" for a product of which the first factor says how much of the second;
             "gated" for one of two branches, one of which comes out of an activation; "scores" for the product before
             a softmax, "values" for the one after it; "layer" for a linear layer of several, such as one of input and
-            state that goes into a gate, "summand" for what only enters such a sum; "complement" for one minus a gate;
-            "divisor" for a norm that something is divided by; "recurrent" for the steps of an LSTM, GRU or RNN.
+            state that goes into a gate, "summand" for what goes into that from elsewhere; "part" for a layer that only
+            enters sums of layers; "complement" for one minus a gate; "divisor" for a norm that something is divided
+            by; "recurrent" for the steps of an LSTM, GRU or RNN.
     """
 
     op: str

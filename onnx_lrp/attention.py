@@ -126,6 +126,9 @@ def _after(v: View, y: Value, readers: Mapping[Value, list[Call]]) -> Iterator[C
             elif call.op == "Where" and _zero(v, [x for x in call.inputs[1:] if x is not value]):
                 # Probabilities of rows that are masked whole, and with them NaN, are replaced.
                 value.facts, y.facts = _masked(value), _masked(y)
+                test = v.e.producers.get(call.given(0).name)
+                if test is not None and test.op == "IsNaN" and test.given(0) is value is call.input(2):
+                    v.e.fillings[value.name] = call.output
             elif carried(call) is not value:
                 continue
             waiting += [o for o in call.outputs if o is not None]

@@ -62,6 +62,7 @@ class Emitter:
         self.book: Callable[[Call, str, Callable[[], Value | None]], None] = lambda call, account, share: None
         self.parameters: dict[str, tuple[Value, Array | None]] = {}
         self.constants = Constants(self.producers, opset)
+        self.fillings: dict[str, Value] = {}  # for tensors that may hold NaN: the same with 0 there, where it exists
         self._tensors: dict[str, gs.Tensor] = {}
         self._captured: dict[str, gs.Tensor] = {}  # constants as bodies read them
         self._names: set[str] = set(reserved)

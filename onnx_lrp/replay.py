@@ -95,7 +95,7 @@ def replay(
                 continue
             shape = merge(after.facts.shape, _renamed(before.facts.shape, length))
             active = before.facts.active or (after in known and after.facts.active)  # equal tensors have become one
-            after.facts = replace(after.facts, shape=shape, active=active)
+            after.facts = replace(after.facts, shape=shape, active=active, masked=before.facts.masked)
             values[before] = after
             known.add(after)
     return Replay(values, pairs)

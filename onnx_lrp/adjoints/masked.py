@@ -12,5 +12,7 @@ def filled(e: Emitter, value: Value, masked: bool | None = None) -> Value:
     """
     if not (value.facts.masked if masked is None else masked):
         return value
+    if value.name in e.fillings:  # the model does it itself
+        return e.fillings[value.name]
     zero = e.const(0, value.dtype)
     return e.op("Where", e.op("Equal", value - value, zero), value, zero)

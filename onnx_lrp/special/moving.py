@@ -39,11 +39,20 @@ def route(e: Emitter, call: Call, out: Out) -> Out:
         )
     factored = all(r is None or (r.of is not None and r.of is o) for r, o in zip(out, call.outputs, strict=True))
     cotangents = [None if r is None else r.factor if factored else r.whole(e) for r in out]
+    kept = _filled(e, call)
+    if factored and kept is not None:
+        return [Relevance(out[0].factor, v) if v is kept and out[0] else None for v in call.inputs]
     pieces = adjoint(e, call, cotangents)
     _book_constants(e, call, out)
     return [
         None if p is None else Relevance(p, x if factored else None) for p, x in zip(pieces, call.inputs, strict=True)
     ]
+
+
+def _filled(e: Emitter, call: Call) -> Value | None:
+    """The tensor in which a Where replaces NaN by 0: a multiple of it is 0 there, whatever the factor."""
+    x = call.input(2) if call.op == "Where" else None
+    return x if x is not None and e.fillings.get(x.name) is call.output else None
 
 
 def _book_constants(e: Emitter, call: Call, out: Out) -> None:

@@ -20,6 +20,7 @@ import onnx
 import torch
 from torch.nn.functional import cross_entropy
 
+from exporters.training import fit
 from exporters.transformers import Causal, export
 
 KEYS, VALUES = "abcdefghijklmnop", "0123456789"
@@ -68,23 +69,18 @@ def train(seed: int = 0, steps: int = STEPS) -> Causal:
     rng = np.random.default_rng(seed)
     model = Causal(vocabulary=len(WORDS), dim=48, heads=4, kv_heads=2, hidden=96, layers=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps)
-    for step in range(steps):
+
+    def loss() -> torch.Tensor:
         ids, where = texts(BATCH, int(rng.integers(2**32)), QUESTIONS)
         answers = torch.tensor(np.take_along_axis(ids, where, 1))
         # Some tokens are left blank, so that deleting one is nothing new; where the answer went, any digit is as good.
         body = ids[:, : 2 * PAIRS + BLANKS]
         body[rng.random(body.shape) < rng.choice([0.0, 0.15])] = BLANK
         logits = model(torch.tensor(ids))[:, -(2 * QUESTIONS - 1) :: 2]
-        loss = cross_entropy(logits.flatten(0, 1), answers.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 99:
-            print(f"step {step + 1}/{steps}: loss {loss.item():.4f}", flush=True)
-    return model.eval()
+        return cross_entropy(logits.flatten(0, 1), answers.flatten())
+
+    fit(model, optimizer, 1e-2, steps, loss)
+    return model
 
 
 def accuracy(model: Causal, count: int = 2000, seed: int = 1) -> float:

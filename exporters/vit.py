@@ -18,6 +18,7 @@ import onnx
 import torch
 from torch.nn.functional import cross_entropy
 
+from exporters.training import fit
 from exporters.transformers import ViT, export
 
 CLASSES = ("disc", "square", "triangle", "cross", "ring")
@@ -74,22 +75,17 @@ def train(seed: int = 0, steps: int = STEPS) -> ViT:
     rng = np.random.default_rng(seed)
     model = ViT(size=SIZE, patch=PATCH, classes=len(CLASSES), dim=48, heads=4, hidden=96, layers=3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     drawn, classes, _ = pictures(PICTURES, seed + 1000)
-    for step in range(steps):
+
+    def loss() -> torch.Tensor:
         chosen = rng.integers(PICTURES, size=BATCH)
         images, labels = drawn[chosen][..., :: int(rng.choice([-1, 1]))], classes[chosen]
         # Some patches are dark, so that deleting one is nothing new.
         images = erase(images, rng.random((BATCH, (SIZE // PATCH) ** 2)) < rng.uniform(0, 0.2))
-        loss = cross_entropy(model(torch.tensor(images)), torch.tensor(labels))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 99:
-            print(f"step {step + 1}/{steps}: loss {loss.item():.4f}", flush=True)
-    return model.eval()
+        return cross_entropy(model(torch.tensor(images)), torch.tensor(labels))
+
+    fit(model, optimizer, 3e-3, steps, loss)
+    return model
 
 
 def erase(images: np.ndarray, patches: np.ndarray) -> np.ndarray:

@@ -95,14 +95,14 @@ def _gate(gate: str = "auto", epsilon: float = 1e-6, exact: bool = False) -> Ste
     """Gate times signal: the signal takes all."""
     if gate not in ("auto", "first", "second"):
         raise RuleError(f"is auto, first or second, not {gate!r}", key="gate")
-    return special.Gate(gate, epsilon, exact)  # type: ignore[arg-type]
+    return special.Gate(epsilon, exact, gate)  # type: ignore[arg-type]
 
 
 def _factor(constant: str = "first", epsilon: float = 1e-6, exact: bool = False) -> Step:
     """One live factor is held constant."""
     if constant not in ("first", "second"):
         raise RuleError(f"is first or second, not {constant!r}", key="constant")
-    return special.Constant(0 if constant == "first" else 1, epsilon, exact)
+    return special.Constant(epsilon, exact, 0 if constant == "first" else 1)
 
 
 def _lrp_0() -> Step:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import abc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from onnx_lrp.adjoints import OPERATORS, adjoint
 from onnx_lrp.adjoints.shapes import expand_like, reduce_like
@@ -60,28 +61,51 @@ def _shared(
 
 
 @dataclass(frozen=True)
-class Share:
-    """A product of two live tensors: each gets half, by the epsilon rule on 2·y (Achtibat et al. 2024, prop. 3.3).
+class _Product(abc.ABC):
+    """A product of two live tensors of which each factor gets a part; with one live factor it is a linear layer.
 
-    Of a gate and its signal (Arras et al. 2019, sec. 11.2.3: LRP-half) also a factor that is not live has its half.
-    With ``exact``, here and below, nothing is divided where relevance arrives as a multiple of the product.
+    Attributes:
+        epsilon: the stabilizer.
+        exact: nothing is divided where relevance arrives as a multiple of the product.
     """
 
     epsilon: float = 1e-6
     exact: bool = False
+    rule: ClassVar[str]
 
     def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
-        """Relevance of the inputs; a product with one live factor is an ordinary linear layer."""
-        live = _live_factors(call, "share")
+        """Relevance of the inputs."""
+        live = _live_factors(call, self.rule)
         if out[0] is None:
             return nothing(call)
-        if call.role == "gate":
-            epsilon = 0.0 if self.exact and out[0].of is call.output else self.epsilon
-            for _ in range(2 - len(live)):
-                e.book(call, "bias", partial(_half, e, call, out[0], epsilon))
-        elif len(live) < 2:
+        parts = self.parts(e, call, out[0], live)
+        if parts is None:
             return epsilon_rule(self.epsilon, self.exact)(e, call, out)
-        return _shared(e, call, out[0], self.epsilon, self.exact, dict.fromkeys(live, 0.5))
+        return _shared(e, call, out[0], self.epsilon, self.exact, parts)
+
+    @abc.abstractmethod
+    def parts(self, e: Emitter, call: Call, relevance: Relevance, live: Sequence[int]) -> Mapping[int, float] | None:
+        """What part each factor gets; None where the product is an ordinary linear layer."""
+
+
+@dataclass(frozen=True)
+class Share(_Product):
+    """A product of two live tensors: each gets half, by the epsilon rule on 2·y (Achtibat et al. 2024, prop. 3.3).
+
+    Of a gate and its signal (Arras et al. 2019, sec. 11.2.3: LRP-half) also a factor that is not live has its half.
+    """
+
+    rule: ClassVar[str] = "share"
+
+    def parts(self, e: Emitter, call: Call, relevance: Relevance, live: Sequence[int]) -> Mapping[int, float] | None:
+        """Half to each."""
+        if call.role == "gate":
+            epsilon = 0.0 if self.exact and relevance.of is call.output else self.epsilon
+            for _ in range(2 - len(live)):
+                e.book(call, "bias", partial(_half, e, call, relevance, epsilon))
+        elif len(live) < 2:
+            return None
+        return dict.fromkeys(live, 0.5)
 
 
 def _half(e: Emitter, call: Call, relevance: Relevance, epsilon: float) -> Value:
@@ -120,7 +144,7 @@ class Proportional:
 
 
 @dataclass(frozen=True)
-class Gate:
+class Gate(_Product):
     """Gate times signal: the signal takes all (Arras et al. 2017, sec. 3.1).
 
     The gate is the factor that comes out of a Sigmoid, HardSigmoid or Softmax, else out of a Tanh or Erf, else out of
@@ -130,19 +154,17 @@ class Gate:
     """
 
     gate: Literal["auto", "first", "second"] = "auto"
-    epsilon: float = 1e-6
-    exact: bool = False
+    rule: ClassVar[str] = "gate"
 
     def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
-        """Relevance of the inputs; a product with one live factor is an ordinary linear layer."""
-        live = _live_factors(call, "gate")
-        if out[0] is None:
-            return nothing(call)
-        if call.role == "gate" and live == [0]:
+        """Relevance of the inputs; all of it is booked where the signal is a constant."""
+        if call.role == "gate" and _live_factors(call, self.rule) == [0]:
             return stop(e, call, out)
-        if len(live) < 2:
-            return epsilon_rule(self.epsilon, self.exact)(e, call, out)
-        return _shared(e, call, out[0], self.epsilon, self.exact, {self.signal(e, call): 1.0})
+        return super().__call__(e, call, out)
+
+    def parts(self, e: Emitter, call: Call, relevance: Relevance, live: Sequence[int]) -> Mapping[int, float] | None:
+        """All to the signal."""
+        return None if len(live) < 2 else {self.signal(e, call): 1.0}
 
     def signal(self, e: Emitter, call: Call) -> int:
         """Index of the factor that is the signal."""
@@ -154,18 +176,12 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(_Product):
     """A product in which one live factor is held constant: the epsilon rule on the other side."""
 
     factor: int = 0
-    epsilon: float = 1e-6
-    exact: bool = False
+    rule: ClassVar[str] = "factor"
 
-    def __call__(self, e: Emitter, call: Call, out: Out) -> Out:
-        """Relevance of the inputs; where one factor is live only, that one takes it."""
-        live = _live_factors(call, "factor")
-        if out[0] is None:
-            return nothing(call)
-        if len(live) < 2:
-            return epsilon_rule(self.epsilon, self.exact)(e, call, out)
-        return _shared(e, call, out[0], self.epsilon, self.exact, {1 - self.factor: 1.0})
+    def parts(self, e: Emitter, call: Call, relevance: Relevance, live: Sequence[int]) -> Mapping[int, float] | None:
+        """All to the other factor."""
+        return None if len(live) < 2 else {1 - self.factor: 1.0}

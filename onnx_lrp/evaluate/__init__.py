@@ -1,5 +1,11 @@
-"""Is an explanation any good: perturbation curves, and baselines to compare with."""
+"""Is an explanation any good?
 
+Faithfulness (perturbation), localisation, dependence on the weights (randomisation), completeness, and which words a
+captioning model gets right; attention rollout as a baseline to compare with.
+"""
+
+from onnx_lrp.evaluate.completeness import completeness
+from onnx_lrp.evaluate.localisation import entropy, pointing, region_of, relevance_mass, relevance_rank
 from onnx_lrp.evaluate.perturbation import (
     Curve,
     Scorer,
@@ -12,20 +18,46 @@ from onnx_lrp.evaluate.perturbation import (
     pooled,
     replaced_tokens,
 )
+from onnx_lrp.evaluate.randomisation import (
+    cascading,
+    gaussian,
+    randomisation,
+    randomised,
+    rank_similarity,
+    shuffled,
+    ssim,
+)
 from onnx_lrp.evaluate.rollout import AttentionRollout, attention_model, rollout
+from onnx_lrp.evaluate.words import WordScore, frequent_words, word_scores
 
 __all__ = [
     "AttentionRollout",
     "Curve",
     "Scorer",
+    "WordScore",
     "attention_model",
+    "cascading",
+    "completeness",
     "curve",
     "deletion",
+    "entropy",
     "faithfulness",
+    "frequent_words",
+    "gaussian",
     "hidden_tokens",
     "insertion",
     "patches",
+    "pointing",
     "pooled",
+    "randomisation",
+    "randomised",
+    "rank_similarity",
+    "region_of",
+    "relevance_mass",
+    "relevance_rank",
     "replaced_tokens",
     "rollout",
+    "shuffled",
+    "ssim",
+    "word_scores",
 ]

@@ -38,6 +38,7 @@ class Tokenizer:
         special: ids of the tokens that stand for no text, such as [CLS]; the unknown word and the mask are text.
         pad: id of the padding token; None where the file knows none.
         mask: id of the token that hides a word; None where the file knows none.
+        unknown: id of the token for a word that is not in the vocabulary; None where the file knows none.
         limit: the most tokens of a text; None where nothing says.
 
     Raises:
@@ -59,8 +60,8 @@ class Tokenizer:
         self.pad: int | None = next((i for i in [*named, *map(number, _PADS)] if i is not None), None)
         model = json.loads(self._raw.to_str())["model"]
         word = model.get("unk_token")
-        self._unknown: int | None = model.get("unk_id") if word is None else number(word)
-        text = {self.mask, self._unknown}
+        self.unknown: int | None = model.get("unk_id") if word is None else number(word)
+        text = {self.mask, self.unknown}
         added = self._raw.get_added_tokens_decoder().items()
         self.special = frozenset(i for i, token in added if token.special and i not in text)
 
@@ -121,7 +122,7 @@ class Tokenizer:
         if exact is not None and len(tries[0]) != 1:
             return int(exact)
         for ids in tries:
-            if len(ids) == 1 and ids[0] != self._unknown:
+            if len(ids) == 1 and ids[0] != self.unknown:
                 return int(ids[0])
         parts = ", ".join(repr(p.text) for p in self.pieces(np.array(tries[1])))
         raise InputError(f"{text!r} is not one token of {self.name}" + (f", it is cut into {parts}" if parts else ""))

@@ -207,5 +207,5 @@ def test_scores_of_a_model() -> None:
     np.testing.assert_array_equal(each({"x": x}), whole[[0, 1, 2], 1, [0, 3, 1]])
     with pytest.raises(InputError, match="give target="):
         evaluate.Scorer(model, 0, device="cpu")({"x": x})
-    with pytest.raises(InputError, match="no output 'logits'"):
+    with pytest.raises(InputError, match="no tensor 'logits'"):
         evaluate.Scorer(model, 0, output="logits", device="cpu")

@@ -193,10 +193,10 @@ def test_series_refuses_what_is_none():
 
 
 def test_ticks_are_round_and_inside():
-    assert charts._ticks(0, 27, 8) == [0, 5, 10, 15, 20, 25]
-    assert charts._ticks(3, 3, 4) == [3]
+    assert charts.round_ticks(0, 27, 8) == [0, 5, 10, 15, 20, 25]
+    assert charts.round_ticks(3, 3, 4) == [3]
     for low, high in ((-1.3, 0.7), (1.7e9, 1.7e9 + 100), (1e-9, 3e-9)):
-        ticks = charts._ticks(low, high, 4)
+        ticks = charts.round_ticks(low, high, 4)
         assert 2 <= len(ticks) <= 5
         assert low <= min(ticks) < max(ticks) <= high * (1 + 1e-12)
 

@@ -102,8 +102,13 @@ def masking(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_maps(parser: argparse.ArgumentParser) -> None:
-    """The colours of maps, and the range of the inputs that the z-box rule wants."""
+    """The colours of maps, and the range of the inputs."""
     parser.add_argument("--colormap", default="diverging", help="such as diverging, purplegreen, bwr, hot")
+    add_range(parser)
+
+
+def add_range(parser: argparse.ArgumentParser) -> None:
+    """The range of the inputs, which the z-box rule wants."""
     parser.add_argument("--low", help="least value of the inputs, for the z-box rule; pictures know theirs")
     parser.add_argument("--high", help="greatest value likewise")
 

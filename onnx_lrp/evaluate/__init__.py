@@ -4,6 +4,7 @@ Faithfulness (perturbation), localisation, dependence on the weights (randomisat
 captioning model gets right; attention rollout as a baseline to compare with.
 """
 
+from onnx_lrp.evaluate.comparison import CHANCE, Features, Verdict, compare, singles, squares
 from onnx_lrp.evaluate.completeness import completeness
 from onnx_lrp.evaluate.localisation import entropy, pointing, region_of, relevance_mass, relevance_rank
 from onnx_lrp.evaluate.perturbation import (
@@ -11,6 +12,7 @@ from onnx_lrp.evaluate.perturbation import (
     Scorer,
     curve,
     deletion,
+    elements,
     faithfulness,
     hidden_tokens,
     insertion,
@@ -31,15 +33,20 @@ from onnx_lrp.evaluate.rollout import AttentionRollout, attention_model, rollout
 from onnx_lrp.evaluate.words import WordScore, frequent_words, word_scores
 
 __all__ = [
+    "CHANCE",
     "AttentionRollout",
     "Curve",
+    "Features",
     "Scorer",
+    "Verdict",
     "WordScore",
     "attention_model",
     "cascading",
+    "compare",
     "completeness",
     "curve",
     "deletion",
+    "elements",
     "entropy",
     "faithfulness",
     "frequent_words",
@@ -58,6 +65,8 @@ __all__ = [
     "replaced_tokens",
     "rollout",
     "shuffled",
+    "singles",
+    "squares",
     "ssim",
     "word_scores",
 ]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 
 from onnx_lrp import model as models
 from onnx_lrp.errors import InputError
@@ -125,10 +126,11 @@ class Scorer:
     Args:
         model: path, bytes, ModelProto or onnx_graphsurgeon Graph.
         target: class per sample, (N,), or one for all; None for outputs (N,), which have none.
-        output: name of the output; default: the first.
-        position: index on the middle axis of outputs (N, T, C), such as -1 for the last token.
+        output: name of the output, or of an inner tensor such as the logits before a softmax; default: the first.
+        position: index on the middle axis of outputs (N, T, C), such as -1 for the last token; one for all, or (N,).
         device: where it runs.
         threads: threads per operator; default: ONNX Runtime's choice.
+        batch_size: samples per run; a model with a fixed batch is run with that.
     """
 
     def __init__(
@@ -137,17 +139,24 @@ class Scorer:
         target: Array | int | None = None,
         *,
         output: str | None = None,
-        position: int | None = None,
+        position: Array | int | None = None,
         device: Device = "auto",
         threads: int | None = None,
+        batch_size: int = 16,
     ) -> None:
         source = models.load(model)
-        self.session = Session(source.original, device=device, threads=threads, folder=source.folder)
-        self.output = output or self.session.outputs[0]
-        if self.output not in self.session.outputs:
-            raise InputError(f"the model has no output '{self.output}'; outputs are {', '.join(self.session.outputs)}")
+        proto = source.original
+        outputs = [o.name for o in proto.graph.output]
+        self.output = output or outputs[0]
+        if self.output not in outputs:
+            if not any(self.output in node.output for node in proto.graph.node):
+                raise InputError(f"the model has no tensor '{self.output}'; outputs are {', '.join(outputs)}")
+            proto.graph.output.append(onnx.ValueInfoProto(name=self.output))
+        self.session = Session(proto, device=device, threads=threads, folder=source.folder)
         self.target = None if target is None else np.asarray(target)
         self.position = position
+        lengths = [s.shape[0] for s in self.session.inputs.values() if s.shape and isinstance(s.shape[0], int)]
+        self.batch_size = min(lengths, default=batch_size)
 
     def __call__(self, feeds: Feeds) -> Array:
         """Score every sample.
@@ -155,9 +164,14 @@ class Scorer:
         Raises:
             InputError: the output's rank does not go with target and position.
         """
-        found = self.session.run(feeds, [self.output])[self.output]
+        count = len(next(iter(feeds.values())))
+        parts = []
+        for at in range(0, count, self.batch_size):
+            part = {k: v[at : at + self.batch_size] if len(v) == count else v for k, v in feeds.items()}
+            parts.append(self.session.run(part, [self.output])[self.output])
+        found = np.concatenate(parts)
         if self.position is not None and found.ndim == 3:
-            found = found[:, self.position]
+            found = found[np.arange(len(found)), self.position]
         if found.ndim != (1 if self.target is None else 2):
             raise InputError(
                 f"output '{self.output}' has shape {found.shape}: give target= for (N, C), and position= for (N, T, C)"
@@ -185,29 +199,46 @@ def hidden_tokens(mask: str) -> Delete:
     return delete
 
 
-def patches(name: str, size: int = 1, fill: Array | float = 0.0) -> Delete:
+def patches(name: str, size: int = 1, fill: Array | float = 0.0, *, channels: int = 1) -> Delete:
     """Delete squares of pixels of input `name` (N, C, H, W), row by row, by painting them over.
 
     Args:
         name: the input.
         size: side of a square; 1 deletes pixel by pixel. Height and width are multiples of it.
         fill: the paint: one number, or an array that broadcasts with the picture, such as its blurred copy.
+        channels: their axis: 1, or 3 for pictures (N, H, W, C).
     """
 
     def delete(feeds: Feeds, gone: Array) -> Feeds:
         x = feeds[name]
-        rows, columns = _grid(x, size)
+        rows, columns = _grid(np.moveaxis(x, channels, 1), size)
         grown = gone.reshape(-1, 1, rows, columns).repeat(size, 2).repeat(size, 3)
-        return {**feeds, name: np.where(grown, np.asarray(fill, x.dtype), x)}
+        return {**feeds, name: np.where(np.moveaxis(grown, 1, channels), np.asarray(fill, x.dtype), x)}
 
     return delete
 
 
-def pooled(relevance: Array, size: int = 1) -> Array:
+def pooled(relevance: Array, size: int = 1, *, channels: int = 1) -> Array:
     """Relevance of the squares that `patches` deletes: (N, C, H, W) to (N, H/size * W/size), summed."""
+    relevance = np.moveaxis(relevance, channels, 1)
     rows, columns = _grid(relevance, size)
     split = relevance.reshape(len(relevance), -1, rows, size, columns, size)
     return np.asarray(split.sum((1, 3, 5), dtype=np.float64).reshape(len(relevance), -1))
+
+
+def elements(name: str, fill: Array | float = 0.0) -> Delete:
+    """Delete single elements of input `name` (N, ...), in the order of memory: features of a table, steps of a series.
+
+    Args:
+        name: the input.
+        fill: what takes their place: one number, or an array that broadcasts with the input, such as means.
+    """
+
+    def delete(feeds: Feeds, gone: Array) -> Feeds:
+        x = feeds[name]
+        return {**feeds, name: np.where(gone.reshape(x.shape), np.asarray(fill, x.dtype), x)}
+
+    return delete
 
 
 def _grid(x: Array, size: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from onnx_lrp.show.canvas import enlarge, save
 from onnx_lrp.show.charts import bars, series
 from onnx_lrp.show.colormaps import NAMES as COLORMAPS
 from onnx_lrp.show.concepts import ConceptCell, ConceptRow, concept_sheet
+from onnx_lrp.show.curves import curves
 from onnx_lrp.show.figure import comparison_figure, explanation_figure, picture_of, stack
 from onnx_lrp.show.heatmap import grid, normalize, overlay, reduce_channels, render, side_by_side, triptych
 from onnx_lrp.show.html import text_page
@@ -21,6 +22,7 @@ __all__ = [
     "bars",
     "comparison_figure",
     "concept_sheet",
+    "curves",
     "enlarge",
     "explanation_figure",
     "grid",

@@ -57,7 +57,7 @@ def series(
     margin, size, gap = 24, 13, 18
     tall = 170 if len(lines) == 1 else max(48, min(110, 660 // len(lines)))
     limits = [_limits(line) for line in lines]
-    ticks = [_ticks(*pair, 4 if tall > 60 else 2) for pair in limits]
+    ticks = [round_ticks(*pair, 4 if tall > 60 else 2) for pair in limits]
     left = margin + 8 + max(canvas.text_width(f"{t:.10g}", size) for row in ticks for t in row)
     right = width - margin
     above = margin + canvas.heading_height(heading, 20)
@@ -208,7 +208,7 @@ def _time_axis(
     draw: ImageDraw.ImageDraw, steps: int, left: int, right: int, bottom: int, size: float, axis_label: str
 ) -> None:
     """Step numbers, counted from 0, below the middle of their columns."""
-    for tick in _ticks(0, steps - 1, 8):
+    for tick in round_ticks(0, steps - 1, 8):
         if tick == int(tick):
             x = left + (tick + 0.5) * (right - left) / steps
             draw.line((x, bottom + 2, x, bottom + 5), fill=canvas.SOFT)
@@ -216,7 +216,7 @@ def _time_axis(
     canvas.write(draw, left, bottom + 46, canvas.fit(axis_label, size, right - left - 260), size, canvas.SOFT)
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
+def round_ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers in low..high, at most `count` + 1 of them, and at least one."""
     if not 1e-300 < high - low < 1e300:
         return [low]

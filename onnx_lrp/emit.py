@@ -66,6 +66,7 @@ class Emitter:
         self._tensors: dict[str, gs.Tensor] = {}
         self._captured: dict[str, gs.Tensor] = {}  # constants as bodies read them
         self._names: set[str] = set(reserved)
+        self._numbered: dict[str, int] = {}  # the last number behind a name that is taken
         self._staying = False
         self._site, self._rule, self._doc = "model", "", ""
 
@@ -406,10 +407,11 @@ class Emitter:
         return result
 
     def _unique(self, name: str) -> str:
-        candidate, number = name, 1
+        candidate, number = name, self._numbered.get(name, 1)
         while candidate in self._names:
             number += 1
             candidate = f"{name}_{number}"
+        self._numbered[name] = number
         self._names.add(candidate)
         return candidate
 
@@ -455,8 +457,8 @@ class Emitter:
         pruned = gs.Graph(self._nodes(needed, self._bodies[0]), opset=self.opset)
         proto: onnx.GraphProto = gs.export_onnx(pruned, do_type_check=False).graph
         document(proto, self.docs)
-        held = {t.name for t in proto.initializer}
-        read_inside = (t for n, t in self._tensors.items() if isinstance(t, gs.Constant) and n in wanted - held)
+        missing = wanted - {t.name for t in proto.initializer}
+        read_inside = (t for n, t in self._tensors.items() if isinstance(t, gs.Constant) and n in missing)
         proto.initializer.extend(onnx.numpy_helper.from_array(np.asarray(t.values), t.name) for t in read_inside)
         proto.output.extend(onnx.helper.make_value_info(v.name, type_proto(v.facts)) for v in outputs)
         for name, (value, default) in self.parameters.items():

@@ -243,7 +243,11 @@ def randomize(module: M, seed: int = 0) -> M:
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * math.sqrt(2 / fan_in))
                 if layer.bias is not None:
                     layer.bias.copy_(uniform(layer.bias, -0.1, 0.1))
-            elif isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
+            elif (
+                isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)
+                and layer.running_mean is not None
+                and layer.running_var is not None
+            ):
                 layer.weight.copy_(uniform(layer.weight, 0.7, 1.3))
                 layer.bias.copy_(uniform(layer.bias, -0.2, 0.2))
                 layer.running_mean.copy_(uniform(layer.running_mean, -0.3, 0.3))

@@ -39,7 +39,7 @@ class Explainer:
         device: "auto" (CUDA where it loads, else CPU), "cpu" or "cuda".
         providers: ONNX Runtime's own list, overrides ``device``.
         threads: threads per operator.
-        batch_size: samples per run; default: 4 on a CPU, 32 on a GPU.
+        batch_size: samples per run; default: 4 on a CPU, 32 on a GPU, or where samples have an input in common.
         tokenizer: path of a tokenizer.json, or a tokenizer: then texts can be given for token ids, and explanations
             know the words.
         options: as for :func:`onnx_lrp.rewrite`.
@@ -68,10 +68,18 @@ class Explainer:
         self.session = Session(self.explained.model, device=device, providers=providers, threads=threads, folder=folder)
         _LOG.info("%s: %s on %s", self.explained.source.name, self.explained.method, ", ".join(self.providers))
         on_gpu = self.session.providers[0] != "CPUExecutionProvider"
-        self.batch_size = batch_size or (_CHUNK_GPU if on_gpu else _CHUNK_CPU)
         self._own = [o.name for o in self.explained.source.skeleton.graph.output]
+        # Of a similarity (N, B) of captions and images, each caption is compared with all images. Where relevance of
+        # the images is asked for, too, each caption has an image of its own, and they run pair by pair.
+        across = self.explained.across
+        self._pairs = any(name in self.explained.relevance for name in across)
+        self._shared = () if self._pairs else tuple(across)
+        self._apart = {self.session.inputs[name].shape[0] for name in self._shared}  # what their axes are called
+        # What all samples share is computed once per run.
+        self.batch_size = batch_size or (_CHUNK_GPU if on_gpu or self._shared else _CHUNK_CPU)
         # The input whose first axis is the batch: the first one explained, else the first that has axes.
-        shaped = [n for n in (*self.explained.relevance, *self.session.inputs) if n in self.session.inputs]
+        known = [n for n in (*self.explained.relevance, *self.session.inputs) if n in self.session.inputs]
+        shaped = [n for n in known if n not in self._shared]
         self._lead = next((n for n in shaped if self.session.inputs[n].shape), "")
         self._batch: int | str | None = self.session.inputs[self._lead].shape[0] if self._lead else None
 
@@ -90,6 +98,8 @@ class Explainer:
         """Samples per run; 0 where they cannot be told apart: no batch axis in the inputs or in what is explained."""
         if isinstance(self._batch, int):
             return self._batch
+        if self._pairs:
+            return 1
         return 0 if not self._lead or self.session.shapes["score"] == [1] else self.batch_size
 
     def __call__(
@@ -110,7 +120,10 @@ class Explainer:
                 mask, segments, positions, a past) is filled in: every token counts, and there is no past.
             target: class to explain: None for the arg max, one for all, or one per sample; for an output with several
                 class axes a tuple of indices (one for all) or a list of tuples. With a tokenizer and a position also a
-                token as text.
+                token as text. "all", for outputs (N, C): every class of every sample, in N·C rows, those of the first
+                sample first. Where the classes are samples of another input (a similarity of N captions and B images),
+                that input is common to all rows; if its relevance is asked for, too, inputs are pairs instead, as many
+                of the one as of the other, and there is no target.
             position: for outputs (N, T, classes), such as a language model's: which of the T positions to explain:
                 "last" (the next token), "mask" (the hidden word), a number (below 0 from the end of the text), a list
                 of one per sample; one sample is explained at several positions, a list or "all", in one run.
@@ -129,6 +142,14 @@ class Explainer:
         """
         feeds = self._feeds(inputs)
         axes, count = self._axes(feeds)
+        if self._pairs and target is not None:
+            both = ", ".join(self.explained.relevance)
+            raise InputError(
+                f"relevance of {both} is asked for, so sample i of the one is explained with sample i of the other: "
+                "leave target= away and repeat samples, or leave one out of inputs="
+            )
+        if isinstance(target, str) and target == "all" and len(self.explained.classes) == 1:
+            feeds, target, count = self._every(feeds, axes, count)
         target = self._numbers(target)
         if position is not None:
             rows, places = self._positions(position, feeds)
@@ -136,7 +157,7 @@ class Explainer:
             target = self._at(places, target)
         if masks:
             feeds, axes, count = self._conditions(masks, feeds, axes, count)
-        wanted = self._targets(target, count)
+        wanted = self._targets(target, count, self._lengths(feeds))
         if against is not None:
             feeds["against"], axes["against"] = self._others(self._numbers(against), count), 0
         step = self.chunk or count
@@ -162,12 +183,28 @@ class Explainer:
             joined.get("delta"),
             self.tokenizer,
             joined.get("against_used"),
+            tuple(n for n in self.session.inputs if n not in axes) + tuple(n for n in self._own if self._is_apart(n)),
         )
 
     def stream(self, batches: Iterable[Inputs]) -> Iterator[Explanation]:
         """Explain batch after batch: explanations come in order, memory stays constant."""
         for batch in batches:
             yield self(batch)
+
+    def _every(
+        self, feeds: dict[str, Array], axes: Mapping[str, int], count: int
+    ) -> tuple[dict[str, Array], Array, int]:
+        """Samples repeated for each of their classes, and the classes."""
+        (classes,) = self._lengths(feeds)
+        if classes is None:
+            raise InputError("target='all': the number of classes is open in this model; list them")
+        found = {k: np.repeat(v, classes, axes[k]) if k in axes else v for k, v in feeds.items()}
+        return found, np.tile(np.arange(classes), count), count * classes
+
+    def _lengths(self, feeds: Mapping[str, Array]) -> tuple[int | None, ...]:
+        """How many classes each class axis has, None where that is not known."""
+        given = {self.explained.across[name]: len(feeds[name]) for name in self._shared}
+        return tuple(given.get(axis, length) for axis, length in enumerate(self.explained.classes))
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
@@ -276,7 +313,7 @@ class Explainer:
         axes = {self._lead: 0}
         for name, info in self.session.inputs.items():
             shape, data = list(info.shape), feeds[name]
-            if name == self._lead or not shape:
+            if name == self._lead or not shape or name in self._shared:
                 continue
             if self.fixed:
                 if shape[0] == self._batch and len(data) == count:
@@ -340,15 +377,20 @@ class Explainer:
     def _output_axis(self, name: str, array: Array, samples: int) -> int | None:
         """The axis of an output on which samples lie; None where there is none."""
         shape = self.session.shapes[name]
+        if self._is_apart(name):
+            return None
         if isinstance(self._batch, str) and self._batch in shape:
             return shape.index(self._batch)
         return next((axis for axis, length in enumerate(array.shape) if length == samples), None)
 
-    def _targets(self, target: Targets, count: int) -> Array | None:
+    def _is_apart(self, name: str) -> bool:
+        """Whether the rows of an output are those of an input that all samples share."""
+        return next(iter(self.session.shapes[name]), None) in self._apart
+
+    def _targets(self, target: Targets, count: int, classes: tuple[int | None, ...]) -> Array | None:
         """Classes as int64 (count,) or (count, k), each checked against its range."""
         if target is None:
             return None
-        classes = self.explained.classes
         if "target" not in self.session.optional:
             raise InputError(
                 "the model was rewritten for a fixed target, or by a method that explains no class; "

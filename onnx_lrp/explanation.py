@@ -34,6 +34,7 @@ class Explanation:
         method: name of the method.
         tokenizer: of the texts that were explained, if any.
         against: classes whose score was subtracted, int64 (N,); None unless that was asked for.
+        shared: inputs that all samples have in common, such as the images that a caption is compared with.
     """
 
     outputs: dict[str, Array]
@@ -46,6 +47,7 @@ class Explanation:
     delta: Array | None = None
     tokenizer: Tokenizer | None = field(default=None, repr=False)
     against: Array | None = None
+    shared: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -59,7 +61,8 @@ class Explanation:
             index = slice(index, index + 1 or None)
 
         def cut(arrays: Mapping[str, Array]) -> dict[str, Array]:
-            return {k: v[index] if v.ndim and len(v) == len(self) else v for k, v in arrays.items()}
+            apart = {k for k, v in arrays.items() if v.ndim and len(v) == len(self) and k not in self.shared}
+            return {k: v[index] if k in apart else v for k, v in arrays.items()}
 
         sums = (self.absorbed, self.delta, self.against)
         absorbed, delta, against = (None if a is None else a[index] for a in sums)
@@ -67,7 +70,7 @@ class Explanation:
         found = Explanation(
             outputs, relevance, self.target[index], self.score[index], absorbed, inputs, self.method, delta
         )
-        found.tokenizer, found.against = self.tokenizer, against
+        found.tokenizer, found.against, found.shared = self.tokenizer, against, self.shared
         return found
 
     def total(self) -> Array:

@@ -47,6 +47,8 @@ class Explained:
         head: Softmax, LogSoftmax or Sigmoid if that was stepped over.
         ledger: per-node accounts (for verification only).
         masks: masked tensor -> its axis of channels; the graph input is ``mask/<tensor>``.
+        across: input whose samples are the classes -> the class axis that is: the images, of a similarity (N, B) of N
+            captions and B images.
     """
 
     model: onnx.ModelProto
@@ -59,6 +61,7 @@ class Explained:
     source: Source = field(repr=False)
     ledger: list[Entry] = field(default_factory=list, repr=False)
     masks: dict[str, int] = field(default_factory=dict)
+    across: dict[str, int] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model under a temporary name and rename it; above 2 GiB the weights lie beside it.
@@ -265,8 +268,29 @@ def rewrite_with_accounts(
     axes = explained.shape if first.single else explained.shape[1:]
     classes = tuple(d if isinstance(d, int) else None for d in axes if d != 1) or (1,)
     return Explained(
-        proto, table, chosen.name, names, classes, explained.name, head, source, keeper.entries, mask_axes(masks)
+        proto,
+        table,
+        chosen.name,
+        names,
+        classes,
+        explained.name,
+        head,
+        source,
+        keeper.entries,
+        mask_axes(masks),
+        {} if first.single else _across(v, explained),
     )
+
+
+def _across(v: View, explained: Value) -> dict[str, int]:
+    """Inputs whose samples are the classes of what is explained, told by what open lengths are called."""
+    if not explained.rank:
+        return {}
+    batch, *others = explained.shape
+    classes = [d for d in others if d != 1]
+    along = {name: x.shape for name, x in v.inputs.items() if x.facts.shape and isinstance(x.shape[0], str)}
+    found = {name: shape for name, shape in along.items() if shape[0] in classes}
+    return {name: classes.index(s[0]) for name, s in found.items() if batch in classes or batch not in s}
 
 
 def _reported_inputs(v: View, inputs: Sequence[str] | None) -> dict[str, tuple[list[Value], bool]]:

@@ -37,13 +37,12 @@ DETERMINERS = ("a", "the", "one", "some")
 ADJECTIVES = ("", "", "nice", "big", "small", "certain")
 LINKS = ("with", "near", "and", "next to", "beside")
 ENDINGS = ("", "", "today", "outside", "in the middle", "as you can see")
-FILLERS = tuple(
-    dict.fromkeys(" ".join((*OPENINGS, *DETERMINERS, *ADJECTIVES, *LINKS, *ENDINGS)).split())
-)  # all words that say nothing of what is in a picture
+# All words that say nothing of what is in a picture.
+FILLERS = tuple(dict.fromkeys(" ".join((*OPENINGS, *DETERMINERS, *ADJECTIVES, *LINKS, *ENDINGS)).split()))
 WORDS = (PAD, UNKNOWN, *CONCEPTS, *FILLERS)
 NUMBERS = {word: number for number, word in enumerate(WORDS)}
 IN_PICTURE, LENGTH, FEATURES = 3, 20, 32  # things in a picture, tokens of a caption, features of a picture
-STEPS, BATCH, TEMPERATURE = 800, 64, 0.1
+STEPS, BATCH, TEMPERATURE = 400, 64, 0.1
 
 
 class Branch(nn.Sequential):
@@ -86,7 +85,10 @@ class TwoBranches(nn.Module):
     ) -> None:
         """Build the network with random weights."""
         super().__init__()
-        self.embedding = nn.Embedding(words, width, padding_idx=0 if zero_pad else None)
+        # Rows of length one at first: longer ones saturate the softmax of attention.
+        rows = torch.randn(words, width) * width**-0.5
+        rows[0] *= 1 - zero_pad
+        self.embedding = nn.Embedding(words, width, padding_idx=0 if zero_pad else None, _weight=rows)
         self.text, self.image = Branch(width, hidden, joint), Branch(features, hidden, joint)
         self.score = nn.Linear(2 * width, 1, bias=False) if pooling == "attend" else None
 

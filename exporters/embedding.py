@@ -133,16 +133,29 @@ class Scenes:
 def scenes(count: int, seed: int) -> Scenes:
     """Draw pictures with three things each, and a caption that names one to three of them."""
     rng = np.random.default_rng(seed)
-    # The things look the same whatever the seed is.
-    prototypes = np.random.default_rng(0).standard_normal((len(CONCEPTS), FEATURES))
     concepts = np.stack([rng.permutation(len(CONCEPTS))[:IN_PICTURE] for _ in range(count)])
-    image = prototypes[concepts].sum(1) + 0.5 * rng.standard_normal((count, FEATURES))
-    tokens = np.zeros((count, LENGTH), np.int64)
-    for row, things in zip(tokens, concepts, strict=True):
-        named = [CONCEPTS[k] for k in rng.permutation(things)[: rng.integers(1, IN_PICTURE + 1)]]
-        numbers = [NUMBERS[word] for word in sentence(rng, named).split()]
+    captions = []
+    for things in concepts:
+        named = rng.permutation(things)[: rng.integers(1, IN_PICTURE + 1)]
+        captions.append(sentence(rng, [CONCEPTS[k] for k in named]))
+    return Scenes(encoded(captions), pictures(concepts, rng), concepts)
+
+
+def pictures(concepts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Features (N, 32) of pictures that show three things each: numbers of `CONCEPTS`, (N, 3)."""
+    # Things look the same whoever draws them; what else is in a picture is noise.
+    prototypes = np.random.default_rng(0).standard_normal((len(CONCEPTS), FEATURES))
+    noise = 0.5 * rng.standard_normal((len(concepts), FEATURES))
+    return (prototypes[concepts].sum(1) + noise).astype(np.float32)
+
+
+def encoded(captions: Sequence[str], length: int = LENGTH) -> np.ndarray:
+    """Captions as numbers of `WORDS`, int64 (N, length), filled up with 0."""
+    tokens = np.zeros((len(captions), length), np.int64)
+    for row, caption in zip(tokens, captions, strict=True):
+        numbers = [NUMBERS.get(word, NUMBERS[UNKNOWN]) for word in caption.split()]
         row[: len(numbers)] = numbers
-    return Scenes(tokens, image.astype(np.float32), concepts)
+    return tokens
 
 
 def sentence(rng: np.random.Generator, named: Sequence[str]) -> str:

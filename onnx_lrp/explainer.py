@@ -376,16 +376,17 @@ class Explainer:
 
     def _output_axis(self, name: str, array: Array, samples: int) -> int | None:
         """The axis of an output on which samples lie; None where there is none."""
-        shape = self.session.shapes[name]
         if self._is_apart(name):
             return None
+        shape = self.session.shapes[name]
         if isinstance(self._batch, str) and self._batch in shape:
             return shape.index(self._batch)
         return next((axis for axis, length in enumerate(array.shape) if length == samples), None)
 
     def _is_apart(self, name: str) -> bool:
         """Whether the rows of an output are those of an input that all samples share."""
-        return next(iter(self.session.shapes[name]), None) in self._apart
+        shape = self.session.shapes[name]
+        return bool(shape) and shape[0] in self._apart and self._batch not in shape
 
     def _targets(self, target: Targets, count: int, classes: tuple[int | None, ...]) -> Array | None:
         """Classes as int64 (count,) or (count, k), each checked against its range."""

@@ -13,6 +13,7 @@ import onnx
 from onnx_lrp import model as models
 from onnx_lrp.adjoints.quantization import QUANTIZED
 from onnx_lrp.errors import InputError
+from onnx_lrp.ledger import Accounts
 from onnx_lrp.methods import Method, find_method
 from onnx_lrp.model import ModelLike
 from onnx_lrp.reference import run_double
@@ -169,6 +170,7 @@ def verify(
     inputs: Array | Mapping[str, Array] | None = None,
     method: str | os.PathLike[str] | Method = "epsilon_plus_flat",
     *,
+    reported: Sequence[str] | None = None,
     device: Device = "cpu",
     threads: int | None = None,
     **options: Any,
@@ -179,6 +181,7 @@ def verify(
         model: as for :func:`onnx_lrp.rewrite`.
         inputs: an array or {"input": array}; only the first sample is used; default: seeded noise in [0, 1).
         method: the method to verify.
+        reported: tensors whose relevance is reported, which :func:`onnx_lrp.rewrite` calls ``inputs``; default: all.
         device: where the model runs.
         threads: threads per operator.
         options: as for :func:`onnx_lrp.rewrite`.
@@ -192,7 +195,8 @@ def verify(
     source = models.load(model, options.pop("shapes", None))
     chosen = find_method(method)
     conserves = chosen.start != "one"
-    explained = rewrite_with_accounts(source, chosen, accounts="node" if conserves else "none", **options)
+    accounts: Accounts = "node" if conserves else "none"
+    explained = rewrite_with_accounts(source, chosen, inputs=reported, accounts=accounts, **options)
     session = Session(explained.model, device=device, threads=threads, folder=source.folder)
     feeds = _sample(session, inputs)
     found = session.run(feeds)

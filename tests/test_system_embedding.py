@@ -18,6 +18,7 @@ import pytest
 
 import onnx_lrp
 from onnx_lrp import evaluate
+from onnx_lrp.verify import verify
 
 torch = pytest.importorskip("torch")
 embedding = pytest.importorskip("exporters.embedding")
@@ -336,6 +337,49 @@ def test_an_explanation_that_went_through_the_length_would_be_caught(pooling: st
     assert worst(wrong, right) > 0.1
 
 
+# ---- the formulas of the original ------------------------------------------------------------------------------------
+
+
+def test_the_formulas_of_the_original_lose_the_similarity() -> None:
+    """What its code computes at three places, beside what is right (docs/systems/embedding.md); in numpy."""
+    model, scenes = copy.deepcopy(trained("mean")).double(), drawn(200, 17)
+    dense, norm, _, _, last = model.text
+    with torch.no_grad():
+        tokens = torch.tensor(scenes.tokens)
+        before = dense(model.pool(model.embedding(tokens), tokens))
+        x, y, q = before.numpy(), norm(before).numpy(), model.image(torch.tensor(scenes.image).double()).numpy()
+        g, v, m, b = (t.numpy() for t in (norm.weight, norm.running_var, norm.running_mean, norm.bias))
+        w, bias = last.weight.numpy(), last.bias.numpy()
+
+    def st(z: np.ndarray) -> np.ndarray:
+        return np.where(z < 0, z - 1e-6, z + 1e-6)
+
+    h = np.maximum(y, 0)
+    u = h @ w.T + bias
+    p = u / np.linalg.norm(u, axis=1, keepdims=True)
+    score = (p * q).sum(1)
+    right, wrong = p * q, p * score[:, None] / q
+    np.testing.assert_allclose(right.sum(1), score)
+    print(
+        f"start: off by {np.abs(wrong.sum(1) - score).mean():.3g} on average, {np.abs(wrong.sum(1) - score).max():.3g}"
+    )
+    assert np.abs(wrong.sum(1) - score).mean() > 1
+
+    arrived = h * ((right / st(u)) @ w)
+    a = g / np.sqrt(v + norm.eps)
+    right, kept_back = a * x * arrived / st(y), (b - a * m) * arrived / st(y)
+    np.testing.assert_allclose((right + kept_back).sum(1), arrived.sum(1), atol=1e-5)
+    denominator = np.sqrt(v) * y + norm.eps
+    wrong = x * (g * arrived / denominator).sum(1, keepdims=True)  # every channel gets the sum over all channels
+    alike = np.mean([np.corrcoef(r, o)[0, 1] for r, o in zip(right, wrong, strict=True)])
+    off = np.abs(wrong.sum(1) - right.sum(1))
+    print(f"BatchNormalization: off by {off.mean():.3g} on average, channels correlate with r = {alike:.2f}")
+    assert off.mean() > 1
+    # Without the sum, the stabilizer alone: harmless behind a ReLU, where no relevance arrives for y < 0.
+    alone = g * x * arrived / denominator
+    print(f"its stabilizer alone: {np.abs(alone - right).max() / np.abs(right).max():.1e}")
+
+
 # ---- the published sizes ---------------------------------------------------------------------------------------------
 
 
@@ -360,8 +404,8 @@ def test_published_sizes_are_rewritten_run_and_verified(pooling: str, dynamo: bo
     with torch.no_grad():
         expected = model(torch.tensor(tokens), torch.tensor(image)).numpy()
     np.testing.assert_allclose(found.score, expected.reshape(-1), atol=1e-5)
-    for options in ({"inputs": ["tokens"]}, {"inputs": ["tokens"], "fold_batchnorm": False}, {}):
-        checked = onnx_lrp.verify(file, feeds, "epsilon", **options)
+    for options in ({"reported": ["tokens"]}, {"reported": ["tokens"], "fold_batchnorm": False}, {}):
+        checked = verify(file, feeds, "epsilon", **options)
         assert checked.ok, str(checked)
     print(f"{pooling}, dynamo {dynamo}: rewritten in {seconds:.2f} s to {size:.3f} of the size; {checked.other:.1e}")
     assert size < 1.01

@@ -58,7 +58,7 @@ def register(commands: Commands) -> list[argparse.ArgumentParser]:
     check.add_argument("--portable", action="store_true", help="as for rewrite")
     check.add_argument("--json", action="store_true", help="print JSON")
     verify = command(commands, "verify", run_verify, "check outputs, relevance and conservation on one sample")
-    add_rewriting(verify, choose_inputs=False)
+    add_rewriting(verify)
     verify.add_argument("sample", metavar="INPUT", nargs="?", help="an image, .npy, .npz or .json; default: noise")
     verify.add_argument("--portable", action="store_true", help="as for rewrite")
     verify.add_argument("--json", action="store_true", help="print JSON")
@@ -180,6 +180,7 @@ def run_verify(args: argparse.Namespace) -> int:
             raise InputError(f"{args.sample}: verify takes one input, this folder holds {len(more) + 1}")
         inputs = _sample(args, path)
     options = {**rewriting(args), "portable": args.portable}
+    options["reported"] = options.pop("inputs", None)
     device: Device = "cpu" if args.device == "auto" else args.device
     result = verify(args.model, inputs, args.method, device=device, threads=args.threads, **options)
     if not args.quiet:

@@ -82,6 +82,33 @@ def two_inputs(batch: int | str = "N") -> onnx.ModelProto:
     return build(nodes, inputs, outputs, {"w": normal(6, 3, 3, 3), "v": normal(8, 4, seed=1)})
 
 
+def two_towers(
+    axes: tuple[str, str] = ("texts", "images"), *, per_image: bool = False, words: int = 7
+) -> onnx.ModelProto:
+    """Return a linear model in the manner of CLIP: similarities (N, B) of texts and images, and both embeddings.
+
+    Args:
+        axes: what the numbers of texts and of images are called.
+        per_image: similarities (B, N) come first.
+        words: in the vocabulary.
+    """
+    nodes = [
+        helper.make_node("Gather", ["table", "tokens"], ["rows"], "embed"),
+        helper.make_node("ReduceSum", ["rows", "axis"], ["text_embeds"], "sum", keepdims=0),
+        helper.make_node("MatMul", ["image", "w"], ["image_embeds"], "dense"),
+        helper.make_node("Transpose", ["image_embeds"], ["turned"], "turn", perm=[1, 0]),
+        helper.make_node("MatMul", ["text_embeds", "turned"], ["similarity"], "compare"),
+    ]
+    texts, images = axes
+    outputs = {"similarity": axes, "text_embeds": (texts, 4), "image_embeds": (images, 4)}
+    if per_image:
+        nodes.append(helper.make_node("Transpose", ["similarity"], ["per_image"], "turn_back", perm=[1, 0]))
+        outputs = {"per_image": (images, texts), **outputs}
+    inputs = {"tokens": (INT64, (texts, "words")), "image": (FLOAT, (images, 6))}
+    weights = {"table": normal(words, 4), "w": normal(6, 4, seed=1), "axis": np.array([1])}
+    return build(nodes, inputs, {name: (FLOAT, shape) for name, shape in outputs.items()}, weights)
+
+
 def tokens() -> onnx.ModelProto:
     """Return a classifier of token ids 0 to 9: embedding, mean, Gemm."""
     nodes = [

@@ -5,57 +5,28 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 import onnx_lrp
 from onnx_lrp import InputError
+from tests.small_models import FLOAT, INT64, build, two_towers
 from tests.support import RNG, numbers, worst
 
-WORDS, WIDTH, PIXELS = 7, 4, 6
-
-
-def node(op: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
-    return onnx.helper.make_node(op, inputs.split(), output.split(), name=output, **attributes)
-
-
-def two_towers(axes: tuple[str, str] = ("texts", "images"), *, per_image: bool = False) -> onnx.ModelProto:
-    """In the manner of CLIP: ids and images in, similarities and both embeddings out."""
-    weights = {"table": numbers(WORDS, WIDTH), "w": numbers(PIXELS, WIDTH), "zero": np.array([1], np.int64)}
-    nodes = [
-        node("Gather", "table ids", "rows"),
-        node("ReduceSum", "rows zero", "text_embeds", keepdims=0),
-        node("MatMul", "pixels w", "image_embeds"),
-        node("Transpose", "image_embeds", "turned", perm=[1, 0]),
-        node("MatMul", "text_embeds turned", "similarity"),
-        node("Transpose", "similarity", "per_image", perm=[1, 0]),
-    ]
-    texts, images = axes
-    shapes = {"text_embeds": (texts, WIDTH), "image_embeds": (images, WIDTH)}
-    shapes |= {"similarity": axes} | ({"per_image": axes[::-1]} if per_image else {})
-    make = onnx.helper.make_tensor_value_info
-    inputs = [make("ids", 7, (texts, "words")), make("pixels", 1, (images, PIXELS))]
-    names = ["per_image"] * per_image + ["similarity", "text_embeds", "image_embeds"]
-    graph = onnx.helper.make_graph(
-        nodes,
-        "two_towers",
-        inputs,
-        [make(name, 1, shapes[name]) for name in names],
-        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+WORDS, WIDTH, PIXELS = 7, 4, 6  # of two_towers
 
 
 def feeds(texts: int = 9, images: int = 5) -> dict[str, np.ndarray]:
-    return {"ids": RNG.integers(0, WORDS, (texts, 3)), "pixels": numbers(images, PIXELS)}
+    return {"tokens": RNG.integers(0, WORDS, (texts, 3)), "image": numbers(images, PIXELS)}
 
 
 def products(model: onnx.ModelProto, data: dict[str, np.ndarray]) -> np.ndarray:
     """Relevance of every word for every pair, (N, B, T): the network is linear, so it is a dot product."""
     table, w = (onnx.numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer[:2])
-    return np.einsum("ntd,bd->nbt", table[data["ids"]], data["pixels"].astype(np.float64) @ w)
+    return np.einsum("ntd,bd->nbt", table[data["tokens"]], data["image"].astype(np.float64) @ w)
 
 
 def explainer(model: onnx.ModelProto, **options: object) -> onnx_lrp.Explainer:
-    return onnx_lrp.Explainer(model, "lrp_0", device="cpu", **{"inputs": ["ids"], **options})
+    return onnx_lrp.Explainer(model, "lrp_0", device="cpu", **{"inputs": ["tokens"], **options})
 
 
 @pytest.mark.parametrize("batch_size", [None, 2, 4, 100])
@@ -64,12 +35,12 @@ def test_every_text_with_every_image(images: int, batch_size: int | None) -> Non
     model, data = two_towers(), feeds(9, images)
     expected = products(model, data)
     found = explainer(model, batch_size=batch_size, output="similarity", ledger=True)(data, target="all")
-    assert worst(found.relevance["ids"].reshape(expected.shape), expected) < 1e-5
+    assert worst(found.relevance["tokens"].reshape(expected.shape), expected) < 1e-5
     assert worst(found.score.reshape(expected.shape[:2]), expected.sum(-1)) < 1e-5
     np.testing.assert_array_equal(found.target, np.tile(np.arange(images), 9))
-    np.testing.assert_array_equal(found.inputs["ids"], np.repeat(data["ids"], images, 0))
+    np.testing.assert_array_equal(found.inputs["tokens"], np.repeat(data["tokens"], images, 0))
     # What belongs to the images is there once, and the rows of the texts are repeated with them.
-    np.testing.assert_array_equal(found.inputs["pixels"], data["pixels"])
+    np.testing.assert_array_equal(found.inputs["image"], data["image"])
     assert found.outputs["image_embeds"].shape == (images, WIDTH)
     assert worst(found.outputs["similarity"], np.repeat(expected.sum(-1), images, 0)) < 1e-5
 
@@ -83,16 +54,16 @@ def test_one_image_for_each_text(batch_size: int) -> None:
     for target, which in ((4, np.full(6, 4)), (list(each), each), (None, best), (-1, best)):
         found = run(data, target)
         np.testing.assert_array_equal(found.target, which)
-        assert worst(found.relevance["ids"], expected[np.arange(6), which]) < 1e-5
+        assert worst(found.relevance["tokens"], expected[np.arange(6), which]) < 1e-5
 
 
 def test_samples_of_it_keep_what_they_share() -> None:
     model, data = two_towers(), feeds(5, 5)
     found = explainer(model, output="similarity")(data)
-    assert found.shared == ("pixels", "image_embeds")
-    for part, texts in ((found[2], data["ids"][2:3]), (found[1:4], data["ids"][1:4])):
-        np.testing.assert_array_equal(part.inputs["ids"], texts)
-        np.testing.assert_array_equal(part.inputs["pixels"], data["pixels"])
+    assert found.shared == ("image", "image_embeds")
+    for part, texts in ((found[2], data["tokens"][2:3]), (found[1:4], data["tokens"][1:4])):
+        np.testing.assert_array_equal(part.inputs["tokens"], texts)
+        np.testing.assert_array_equal(part.inputs["image"], data["image"])
         assert part.outputs["image_embeds"].shape == (5, WIDTH)
         assert part.shared == found.shared
 
@@ -101,10 +72,10 @@ def test_the_other_way_round() -> None:
     """Of the transposed output, images are the samples and texts the classes; relevance is that of the images."""
     model, data = two_towers(per_image=True), feeds(4, 3)
     table, w = (onnx.numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer[:2])
-    expected = np.einsum("bp,pd,nd->bnp", data["pixels"], w, table[data["ids"]].sum(1))
-    found = explainer(model, inputs=["pixels"])(data, target="all")
-    assert found.shared == ("ids", "text_embeds")
-    assert worst(found.relevance["pixels"].reshape(expected.shape), expected) < 1e-5
+    expected = np.einsum("bp,pd,nd->bnp", data["image"], w, table[data["tokens"]].sum(1))
+    found = explainer(model, inputs=["image"])(data, target="all")
+    assert found.shared == ("tokens", "text_embeds")
+    assert worst(found.relevance["image"].reshape(expected.shape), expected) < 1e-5
     np.testing.assert_allclose(found.outputs["similarity"], found.outputs["per_image"].T)
 
 
@@ -114,9 +85,9 @@ def test_relevance_of_both_sides_is_that_of_pairs(axes: tuple[str, str]) -> None
     model, data = two_towers(axes), feeds(6, 6)
     expected = products(model, data)[np.arange(6), np.arange(6)]
     found = explainer(model, inputs=None, output="similarity")(data)
-    assert worst(found.relevance["ids"], expected / 2) < 1e-5
-    assert found.relevance["pixels"].shape == (6, PIXELS)
-    assert worst(found.relevance["pixels"].sum(1), expected.sum(1) / 2) < 1e-5
+    assert worst(found.relevance["tokens"], expected / 2) < 1e-5
+    assert found.relevance["image"].shape == (6, PIXELS)
+    assert worst(found.relevance["image"].sum(1), expected.sum(1) / 2) < 1e-5
     assert worst(found.score, expected.sum(1)) < 1e-5
     assert found.outputs["similarity"].shape == (6, 1)
     with pytest.raises(InputError, match="sample i of the one is explained with sample i of the other"):
@@ -131,7 +102,7 @@ def test_lengths_are_told_by_data_flow_where_the_output_has_names_of_its_own() -
         dimension.dim_param = f"made_up_{dimension.dim_param}"
     expected = products(model, data)
     found = explainer(model, output="similarity")(data, target="all")
-    assert worst(found.relevance["ids"].reshape(expected.shape), expected) < 1e-5
+    assert worst(found.relevance["tokens"].reshape(expected.shape), expected) < 1e-5
 
 
 def test_an_image_that_is_not_there() -> None:
@@ -141,25 +112,17 @@ def test_an_image_that_is_not_there() -> None:
 
 def test_all_classes_of_a_classifier() -> None:
     """Not for similarities alone: every class of every sample, in one call."""
-    make = onnx.helper.make_tensor_value_info
     w = numbers(PIXELS, 3)
-    graph = onnx.helper.make_graph(
-        [node("MatMul", "x w", "logits")],
-        "classifier",
-        [make("x", 1, ("batch", PIXELS))],
-        [make("logits", 1, ("batch", 3))],
-        [onnx.numpy_helper.from_array(w, "w")],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    nodes, inputs = [helper.make_node("MatMul", ["x", "w"], ["logits"], "dense")], {"x": (FLOAT, ("batch", PIXELS))}
+    model = build(nodes, inputs, {"logits": (FLOAT, ("batch", 3))}, {"w": w})
     x = numbers(5, PIXELS)
     found = onnx_lrp.Explainer(model, "lrp_0", device="cpu")(x, target="all")
     assert worst(found.relevance["x"].reshape(5, 3, PIXELS), np.einsum("nd,dc->ncd", x, w)) < 1e-5
     np.testing.assert_array_equal(found.target, np.tile(np.arange(3), 5))
 
-    model.graph.output[0].type.tensor_type.shape.dim[1].ClearField("dim_value")
-    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones((PIXELS, 1), np.float32), "w"))
-    model.graph.node.insert(0, node("Expand", "w shape", "wide"))
-    model.graph.node[1].input[1] = "wide"
-    model.graph.input.append(make("shape", 7, (2,)))
+    nodes[0].input[1] = "wide"
+    nodes.insert(0, helper.make_node("Expand", ["w", "shape"], ["wide"], "widen"))
+    inputs |= {"shape": (INT64, (2,))}
+    open_model = build(nodes, inputs, {"logits": (FLOAT, ("batch", "classes"))}, {"w": w[:, :1]})
     with pytest.raises(InputError, match="the number of classes is open in this model"):
-        onnx_lrp.Explainer(model, "lrp_0", device="cpu")({"x": x, "shape": np.array([PIXELS, 2])}, target="all")
+        onnx_lrp.Explainer(open_model, "lrp_0", device="cpu")({"x": x, "shape": np.array([PIXELS, 2])}, target="all")

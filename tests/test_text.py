@@ -297,6 +297,8 @@ def test_columns_and_places():
     assert f"predicted class {logits[1, 3].argmax()}" in page.said
     with pytest.raises(InputError, match="differ in number"):
         text_page([one, one[:1]])
+    with pytest.raises(InputError, match="3 titles for 2 explanations side by side"):
+        text_page([one, one], ["first", "second", "third"])
     with pytest.raises(InputError, match="no text"):
         text_page([])
 

@@ -53,7 +53,7 @@ save_text(OUT / "page.html", text_page(columns, PICTURES, heading, labels=PICTUR
 # %% Retrieval: which of many captions fit one picture best, and which of their words say so
 scenes = embedding.scenes(300, seed=7)
 candidates = explainer({"tokens": scenes.captions(), "image": image[:1]})
-best = np.argsort(-candidates.score)[:8]
+best = np.argsort(-candidates.score)[:6]
 texts = [scenes.captions()[k] for k in best]
 ranked = explainer({"tokens": texts, "image": image[:1]})
 ranks = [f"rank {k + 1} of {len(candidates)}" for k in range(len(texts))]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnx_lrp.errors import InputError
 from onnx_lrp.show.text import Segment, TextCell, TextRow, colours, number, segments, text_rows
 
 if TYPE_CHECKING:
@@ -74,8 +75,10 @@ def text_page(columns: Sequence[Explanation], titles: Sequence[str] = (), headin
         A whole HTML document.
 
     Raises:
-        InputError: nothing to draw, or no tokens in it.
+        InputError: nothing to draw, no tokens in it, or not one title per column.
     """
+    if titles and len(titles) != len(columns):
+        raise InputError(f"{len(titles)} titles for {len(columns)} explanations side by side; give one each")
     rows = text_rows(columns, **options)  # type: ignore[arg-type]
     titles = titles or [column.method for column in columns]
     if not heading:

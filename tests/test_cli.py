@@ -497,6 +497,7 @@ def test_verify(call, monkeypatch):
     assert found["ok"]
     np.savez("x.npz", image=normal(1, 3, 4, 4), table=normal(1, 2))
     call("verify", saved(two_inputs()), "x.npz", "-m", "epsilon")
+    assert "conv " not in call("verify", saved(two_inputs()), "x.npz", "-m", "epsilon", "--input", "table").out
     monkeypatch.setattr("onnx_lrp.verify.OUTPUT_TOLERANCE", -1.0)
     assert "NOT" in call("verify", SHAPES, code=1).out
     assert "takes one input" in call("verify", SHAPES, GALLERY, code=2).err

@@ -9,6 +9,8 @@ from onnx import helper
 
 import onnx_lrp
 from onnx_lrp import InputError
+from onnx_lrp.evaluate import Scorer
+from onnx_lrp.verify import verify
 from tests.small_models import FLOAT, INT64, build, two_towers
 from tests.support import RNG, numbers, worst
 
@@ -126,3 +128,17 @@ def test_all_classes_of_a_classifier() -> None:
     open_model = build(nodes, inputs, {"logits": (FLOAT, ("batch", "classes"))}, {"w": w[:, :1]})
     with pytest.raises(InputError, match="the number of classes is open in this model"):
         onnx_lrp.Explainer(open_model, "lrp_0", device="cpu")({"x": x, "shape": np.array([PIXELS, 2])}, target="all")
+
+
+@pytest.mark.parametrize("images", [3, 9])
+def test_a_scorer_compares_with_all_images(images: int) -> None:
+    model, data = two_towers(), feeds(9, images)
+    which = RNG.integers(0, images, 9)
+    found = Scorer(model, which, output="similarity", batch_size=4, device="cpu")(data)
+    assert worst(found, products(model, data).sum(-1)[np.arange(9), which]) < 1e-5
+
+
+def test_one_side_alone_is_verified() -> None:
+    checked = verify(two_towers(), feeds(), "lrp_0", reported=["tokens"])
+    assert checked.ok
+    assert [row.node for row in checked.layers] == ["compare", "sum"]

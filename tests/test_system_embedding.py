@@ -237,7 +237,7 @@ def test_concepts_beat_fillers_and_carry_the_similarity(pooling: str) -> None:
     concept, word = np.isin(tokens, CONCEPTS), tokens > 0
     assert np.mean([wins(r, c, w & ~c) for r, c, w in zip(relevance, concept, word, strict=True)]) >= 0.9
 
-    score = evaluate.Scorer(exported(pooling), np.arange(200), batch_size=200, device="cpu")
+    score = evaluate.Scorer(exported(pooling), np.arange(200), device="cpu")
     delete, rng = evaluate.replaced_tokens("tokens", 0), np.random.default_rng(0)
     feeds = {"tokens": tokens, "image": scenes.image}
 

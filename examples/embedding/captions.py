@@ -66,7 +66,7 @@ found = explainer({"tokens": scenes.tokens, "image": scenes.image}, target=list(
 relevance, word = found.relevance["tokens"], scenes.tokens > 0
 names = np.isin(scenes.tokens, [embedding.NUMBERS[c] for c in embedding.CONCEPTS])
 wins = [(r[c][:, None] > r[w & ~c][None]).mean() for r, c, w in zip(relevance, names, word, strict=True)]
-score = evaluate.Scorer(OUT / "embedding.onnx", np.arange(count), batch_size=count)
+score = evaluate.Scorer(OUT / "embedding.onnx", np.arange(count))
 delete, rng = evaluate.replaced_tokens("tokens", 0), np.random.default_rng(0)
 lost = {}
 for which, order in (("strongest", relevance), ("random", rng.random(word.shape)), ("weakest", -relevance)):

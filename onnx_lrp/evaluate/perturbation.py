@@ -157,6 +157,13 @@ class Scorer:
         self.position = position
         lengths = [s.shape[0] for s in self.session.inputs.values() if s.shape and isinstance(s.shape[0], int)]
         self.batch_size = min(lengths, default=batch_size)
+        # Of a similarity (N, B) of captions and images, all captions are compared with all images.
+        batch, *classes = self.session.shapes[self.output] or [None]
+        self._shared = {
+            name
+            for name, info in self.session.inputs.items()
+            if info.shape and isinstance(info.shape[0], str) and info.shape[0] in classes and batch not in info.shape
+        }
 
     def __call__(self, feeds: Feeds) -> Array:
         """Score every sample.
@@ -164,10 +171,11 @@ class Scorer:
         Raises:
             InputError: the output's rank does not go with target and position.
         """
-        count = len(next(iter(feeds.values())))
+        count = next(len(v) for k, v in feeds.items() if k not in self._shared)
+        apart = {k for k, v in feeds.items() if len(v) == count and k not in self._shared}
         parts = []
         for at in range(0, count, self.batch_size):
-            part = {k: v[at : at + self.batch_size] if len(v) == count else v for k, v in feeds.items()}
+            part = {k: v[at : at + self.batch_size] if k in apart else v for k, v in feeds.items()}
             parts.append(self.session.run(part, [self.output])[self.output])
         found = np.concatenate(parts)
         if self.position is not None and found.ndim == 3:

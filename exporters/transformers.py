@@ -223,6 +223,7 @@ def export(
     *,
     opset: int = 18,
     dynamo: bool = False,
+    optimize: bool = True,
 ) -> onnx.ModelProto:
     """Export `module`, and write it to `path` unless that is None.
 
@@ -234,13 +235,14 @@ def export(
         axes: names of the axes that stay open, by input, and by output for what the old exporter cannot tell.
         opset: of the file.
         dynamo: use torch's newer exporter, not TorchScript's.
+        optimize: let the newer exporter simplify what it has written; it takes away sums with tiny constants.
     """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's age, and about what traces take as constant
         file = Path(folder, "model.onnx") if path is None else Path(path)
         if dynamo:
             free = [dict(axes.get(name, {})) for name in example]
-            options = {"dynamic_shapes": tuple(free), "external_data": False, "verbose": False}
+            options = {"dynamic_shapes": tuple(free), "external_data": False, "verbose": False, "optimize": optimize}
         else:
             options = {"dynamic_axes": {name: dict(found) for name, found in axes.items()}}
         torch.onnx.export(

@@ -1,4 +1,4 @@
-"""What each input of a text model is for, told by its name and type: token ids, mask, segments, positions, past.
+"""What each input of a text model is for, by its name and type: token ids, mask, lengths, segments, positions, past.
 
 ONNX has no word for it, and the names that exporters keep are those of the frameworks' arguments.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnx_lrp.errors import InputError
 
-Role = Literal["ids", "mask", "segments", "positions", "past", "branch", ""]
+Role = Literal["ids", "mask", "lengths", "segments", "positions", "past", "branch", ""]
 
 # What is left of a name without these words tells which text it belongs to: "a" of input_ids_a and attention_mask_a.
 _COMMON = re.compile(r"input|attention|padding|tokens?|type|segment|position|mask|ids?|[^a-z0-9]")
@@ -38,16 +38,18 @@ class TextInputs:
         mask: 1 where a token counts, 0 for padding; None where the model has no such input.
         segments: 0 for the first text of a pair, 1 for the second.
         positions: of the tokens, from 0.
+        lengths: how many tokens of each text count, (N,).
     """
 
     ids: str
     mask: str | None = None
     segments: str | None = None
     positions: str | None = None
+    lengths: str | None = None
 
     def names(self) -> tuple[str, ...]:
         """All of them."""
-        return tuple(n for n in (self.ids, self.mask, self.segments, self.positions) if n is not None)
+        return tuple(n for n in (self.ids, self.mask, self.segments, self.positions, self.lengths) if n is not None)
 
 
 def role_of(name: str, kind: str, rank: int) -> Role:
@@ -68,6 +70,8 @@ def role_of(name: str, kind: str, rank: int) -> Role:
         return "mask"
     if kind not in "iu" or rank not in (1, 2):
         return ""
+    if rank == 1 and re.search(r"length|lens?$|len_", word):
+        return "lengths"
     if re.search(r"token_type|segment|type_ids", word):
         return "segments"
     return "positions" if re.search(r"position|pos_ids", word) else "ids"
@@ -88,7 +92,10 @@ def text_inputs(inputs: Mapping[str, tuple[str, int]]) -> list[TextInputs]:
             found = [n for n in found if _family(n) == _family(first)]
         return found[0] if found else None
 
-    return [TextInputs(n, beside(n, "mask"), beside(n, "segments"), beside(n, "positions")) for n in ids]
+    return [
+        TextInputs(n, beside(n, "mask"), beside(n, "segments"), beside(n, "positions"), beside(n, "lengths"))
+        for n in ids
+    ]
 
 
 def kinds(inputs: Mapping[str, Spec]) -> dict[str, tuple[str, int]]:
@@ -104,12 +111,20 @@ def outside(ids: NDArray[Any], pad: int | None) -> NDArray[np.bool_]:
     return np.asarray((others.cumsum(1) == 0) | (others[:, ::-1].cumsum(1)[:, ::-1] == 0))
 
 
+def lengths(mask: NDArray[Any]) -> NDArray[np.int64]:
+    """How many tokens up to the last one that counts, (N,), from which do, (N, T); at least one."""
+    counts = np.asarray(mask) != 0
+    places = np.arange(1, counts.shape[1] + 1)
+    return np.asarray(np.where(counts, places, 1).max(1, initial=1), np.int64)
+
+
 def filled(
     given: Mapping[str, NDArray[Any]], inputs: Mapping[str, Spec], pad: int | None = None
 ) -> dict[str, NDArray[Any]]:
     """What goes without saying where token ids (N, T) are given: the other inputs that a text feeds.
 
-    Every token but padding counts, all are of the first segment, positions run from 0, and there is no past.
+    Every token but padding counts, all are of the first segment, positions run from 0, a text is as long as its last
+    token that counts, and there is no past.
 
     Args:
         given: some of the inputs; what is not given of others stays away.
@@ -127,6 +142,8 @@ def filled(
     for group in groups:
         mask = ~outside(given[group.ids], pad)
         places = np.maximum(mask.cumsum(1) - 1, 0)
+        if group.lengths is not None and group.lengths not in given:
+            found[group.lengths] = lengths(mask).astype(inputs[group.lengths].dtype)
         for name, values in ((group.mask, mask), (group.segments, 0 * mask), (group.positions, places)):
             if name is not None and name not in given and (whole or name == group.segments):
                 # One row for all, as of the input cache_position.
@@ -153,10 +170,8 @@ def _no_past(name: str, spec: Spec, count: int) -> NDArray[Any]:
     """A past of no tokens, for a model that was exported with one."""
     shape = [d if isinstance(d, int) else count if axis == 0 else 0 for axis, d in enumerate(spec.shape)]
     if shape.count(0) != 1 or not shape[0]:
-        lengths = ", ".join(str(d) for d in spec.shape)
-        raise InputError(
-            f"input '{name}' ({lengths}) is missing: its shape does not say which axis is the past's length"
-        )
+        axes = ", ".join(str(d) for d in spec.shape)
+        raise InputError(f"input '{name}' ({axes}) is missing: its shape does not say which axis is the past's length")
     return np.zeros(shape, spec.dtype)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnx_lrp.errors import InputError
 from onnx_lrp.pieces import Piece, Style, pieces, shown, style_of
-from onnx_lrp.roles import Spec, TextInputs, filled, kinds, text_inputs
+from onnx_lrp.roles import Spec, TextInputs, filled, kinds, lengths, text_inputs
 
 Text = str | tuple[str, str]  # one text, or a pair
 TokenizerLike = Any  # a path, a Tokenizer, one of the package tokenizers, or one of transformers that holds such
@@ -160,7 +160,7 @@ class Tokenizer:
     def feeds(
         self, texts: Sequence[Text], inputs: Mapping[str, Spec], *, length: int | None = None
     ) -> dict[str, NDArray[Any]]:
-        """What texts are to a model: ids, attention mask, segments and positions, and a past of length 0.
+        """What texts are to a model: ids, attention mask, segments, positions and lengths, and a past of length 0.
 
         A model with one input of token ids takes texts or pairs; a model with two takes pairs, a text each. Inputs
         that have nothing to do with text are left out.
@@ -172,7 +172,7 @@ class Tokenizer:
                 length where that is fixed.
 
         Returns:
-            Arrays (N, T) by name.
+            Arrays (N, T), lengths (N,), by name.
 
         Raises:
             InputError: the model takes no token ids, or other texts; texts of different length for a model without a
@@ -215,7 +215,8 @@ class Tokenizer:
             ids[i, place], mask[i, place], segments[i, place] = numbers, 1, types
         positions = np.maximum(mask.cumsum(1) - 1, 0)
         arrays = {group.ids: ids, group.mask: mask, group.segments: segments, group.positions: positions}
-        whole = [n for n in arrays if n is not None and len(inputs[n].shape) == 2]
+        arrays[group.lengths] = lengths(mask)
+        whole = [n for n, array in arrays.items() if n is not None and len(inputs[n].shape) == array.ndim]
         return {name: arrays[name].astype(inputs[name].dtype) for name in whole}
 
 

@@ -81,6 +81,11 @@ class TokenRelevance:
         """The largest |relevance| of the text itself, 0 where there is none: what full colour stands for."""
         return float(np.abs(self.relevance[self.content]).max(initial=0.0))
 
+    @property
+    def normalized(self) -> NDArray[np.float64]:
+        """(T,): the relevance divided by its length √(Σ R²), as captum shows texts; zeros stay zeros."""
+        return self.relevance / (float(np.linalg.norm(self.relevance)) or 1.0)
+
     def top(self, count: int = 3) -> list[tuple[str, float]]:
         """The tokens of the text itself with the largest relevance, and their relevance."""
         order = np.argsort(-self.relevance, kind="stable")

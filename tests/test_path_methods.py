@@ -311,6 +311,31 @@ def test_tokens_move_in_their_embeddings() -> None:
     assert worst(found["relevance/ids"], (expected * rows).sum(-1).numpy()) <= EXACT
 
 
+@pytest.mark.parametrize("method", [functools.partial(IntegratedGradients, 6), DeepLift])
+def test_paths_that_begin_at_tokens(method: Any) -> None:
+    """The same as from the rows of these tokens, one for all, one per place, or another text per sample."""
+    proto, ids = tokens(), np.array([[1, 5, 5, 2], [0, 3, 10, 7]])
+    table = onnx.numpy_helper.to_array(proto.graph.initializer[0]).astype(float)
+    for start in ([[4]], [[4, 0, 9, 2]], [[4, 0, 9, 2], [1, 1, 8, 7]]):
+        asked = {"ids": ids, "target": np.array([2, 3])}
+        found = double(proto, method(baseline={"ids": "tokens"}), {**asked, "baseline": np.array(start)})
+        expected = double(proto, method(baseline="input"), {**asked, "baseline": table[start]})
+        for name in ("relevance/ids", "delta"):
+            assert worst(found[name], expected[name]) <= EXACT
+    assert np.abs(found["relevance/ids"][1, 3]).max() == 0  # token 7 is token 7
+    alone = single(proto, method(baseline="tokens"), {"ids": ids, "baseline": [[4]]}, [2, 3], batch_size=1)
+    expected = double(proto, method(baseline="input"), {**asked, "baseline": table[[[4]]]})
+    assert worst(alone.relevance["ids"], expected["relevance/ids"]) <= SINGLE
+    zeroth = double(proto, method(baseline="tokens"), asked)["relevance/ids"]
+    assert np.abs(zeroth[1, 0]) == 0
+    assert worst(zeroth, double(proto, method(baseline=0.0), asked)["relevance/ids"]) > 1e-3
+
+
+def test_only_tokens_begin_at_tokens() -> None:
+    with pytest.raises(InputError, match="for the embeddings of token ids, which 'a' is not"):
+        onnx_lrp.rewrite(two_inputs(), IntegratedGradients(baseline="tokens"))
+
+
 def test_inner_tensors_move() -> None:
     """A tensor inside the model is moved itself where it is named with inputs=."""
     layer = next(n.output[0] for n in source("pooled").graph.node if n.op_type == "Relu")

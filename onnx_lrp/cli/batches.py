@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_lrp.cli.options import Names, class_number, feeds_of, numbers, wanted_inputs
+from onnx_lrp.cli.options import Names, class_number, feeds_of, numbers, picture_input, wanted_inputs
 from onnx_lrp.cli.output import Result
-from onnx_lrp.cli.sources import Entry
+from onnx_lrp.cli.sources import Entry, is_picture
 from onnx_lrp.errors import InputError
 from onnx_lrp.explainer import Explainer
 from onnx_lrp.explanation import Explanation
@@ -28,7 +28,7 @@ Target = int | list[int] | None
 class Column:
     """One way to explain an input: by a method, a class, at a position, against another class.
 
-    `conserves`: its relevance should add up to the score.
+    `conserves`: its relevance should add up to the score. `fed`: what goes into the explained model besides.
     """
 
     title: str
@@ -37,6 +37,7 @@ class Column:
     conserves: bool
     position: Position | None = None
     against: int | None = None
+    fed: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Sample:
     def runs_with(self, other: Sample, *, padded: bool) -> bool:
         """Whether the two can be run as one batch: single pictures or texts of the same shape, or padded to it."""
         texts = self.entry.text is not None and other.entry.text is not None
-        if texts and padded:
+        if texts and padded and self.picture is None:
             return True
         pictures = self.picture is not None and other.picture is not None
         same = self.feeds.keys() == other.feeds.keys()
@@ -117,9 +118,13 @@ def _read(
 ) -> Sample:
     if entry.text is not None and tokenizer is not None:
         try:
-            return Sample(number, entry, tokenizer.feeds([entry.text], inputs), None)
+            feeds = tokenizer.feeds([entry.text], inputs)
         except InputError as error:
             raise InputError(f"{entry.name}: {error}") from None
+        if not is_picture(entry):
+            return Sample(number, entry, feeds, None)
+        item, seen = feeds_of(entry.file, pre, {name: inputs[name] for name in [picture_input(inputs)]})
+        return Sample(number, entry, feeds | seen, item.picture)
     item, feeds = feeds_of(entry.file, pre, inputs)
     return Sample(number, entry, feeds, item.picture)
 
@@ -136,7 +141,7 @@ def _run(
     first, several = batch[0], len(batch) > 1
     texts = [sample.entry.text for sample in batch if sample.entry.text is not None]
     tokenizer = columns[0].explainer.tokenizer
-    if texts and several and tokenizer is not None:
+    if texts and several and tokenizer is not None and first.picture is None:
         feeds = tokenizer.feeds(texts, inputs)
     else:
         feeds = {k: np.concatenate([s.feeds[k] for s in batch]) if several else v for k, v in first.feeds.items()}
@@ -148,7 +153,8 @@ def _run(
         if isinstance(target, list) and files > 1 and one_axis:
             target = [target[sample.number] for sample in batch]
         try:
-            explained = column.explainer({**box, **feeds}, target, position=column.position, against=column.against)
+            fed = {**box, **column.fed, **feeds}
+            explained = column.explainer(fed, target, position=column.position, against=column.against)
             explanations.append(explained)
         except InputError as error:
             raise InputError(f"{first.entry.name}: {error}") from None

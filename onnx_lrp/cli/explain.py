@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnx_lrp.cli.baselines import add_baselines, baseline_feeds, with_baselines
 from onnx_lrp.cli.batches import Column, results, wanted_target
 from onnx_lrp.cli.console import Progress, say
 from onnx_lrp.cli.options import (
@@ -28,12 +29,12 @@ from onnx_lrp.cli.options import (
     rewriting,
     tokenizer_of,
 )
-from onnx_lrp.cli.output import Result, is_picture, plan
+from onnx_lrp.cli.output import Result, plans
 from onnx_lrp.cli.report import Report
-from onnx_lrp.cli.sources import find_entries
+from onnx_lrp.cli.sources import find_entries, is_picture, with_text
 from onnx_lrp.composite import book_names
 from onnx_lrp.explainer import Explainer
-from onnx_lrp.methods import find_method
+from onnx_lrp.methods import Method, find_method
 from onnx_lrp.rewrite import Explained
 from onnx_lrp.show.terminal import depth_of
 from onnx_lrp.tokenizer import Tokenizer
@@ -51,11 +52,12 @@ def register(commands: Commands) -> list[argparse.ArgumentParser]:
     parser.add_argument("-t", "--target", action="append", metavar="CLASS", help=wanted)
     about = "subtract this class's score (next: the highest of the others): why the one rather than the other"
     parser.add_argument("--against", metavar="CLASS", help=about)
-    written = "a .png (one figure), a .html (texts on one page), a folder/ (a file each), or a .npz"
-    parser.add_argument("-o", "--out", metavar="OUT", help=written)
+    written = "a .png (one figure), a .html (texts on one page), a folder/ (a file each), or a .npz; may be repeated"
+    parser.add_argument("-o", "--out", action="append", metavar="OUT", help=written)
     parser.add_argument("--labels", metavar="FILE", help="class names: one per line, or JSON; default: the model's")
     parser.add_argument("--top", type=count, default=3, metavar="N", help="classes of the prediction; default 3")
     add_maps(parser)
+    add_baselines(parser)
     parser.add_argument("--no-ledger", action="store_true", help="do not account for what biases and stabilizers take")
     add_running(parser, batches=True)
     add_text(parser)
@@ -67,20 +69,24 @@ def run(args: argparse.Namespace) -> int:
     """Explain all inputs."""
     tokenizer = tokenizer_of(args)
     entries = find_entries(args.sources, texts=tokenizer is not None)
-    methods = args.method or ["epsilon_plus_flat"]
-    out = plan(args.out, Path(args.model), entries, methods, args.colormap, texts=tokenizer is not None)
+    if args.text is not None:
+        entries = with_text(entries, args.text, tokenizer)
+    names_of_methods = args.method or ["epsilon_plus_flat"]
+    outs = plans(args.out, Path(args.model), entries, names_of_methods, args.colormap, texts=tokenizer is not None)
+    methods = with_baselines([find_method(name) for name in names_of_methods], args.baseline)
     explainers = [_explainer(args, method, tokenizer) for method in methods]
     explained, source = explainers[0][0].explained, explainers[0][0].explained.source
     names: Names = class_names(args.labels, source, explained.classes[-1])
     if names is None and tokenizer is not None and tokenizer.names(explained.classes[-1]):
         names = tokenizer
     pre, origin = preprocessing(args, source) if any(map(is_picture, entries)) else (None, "")
-    columns = _columns(args, explainers, names, len(entries))
+    columns = _columns(args, explainers, names, len(entries), tokenizer)
     # "tabby, tabby cat": the first of several names is enough to read.
-    out.labels = names.labels if isinstance(names, Tokenizer) else names and [name.split(",")[0] for name in names]
-    out.titles = [column.title for column in columns]
+    labels = names.labels if isinstance(names, Tokenizer) else names and [name.split(",")[0] for name in names]
+    for out in outs:
+        out.labels, out.titles = labels, [column.title for column in columns]
     conserves = [column.conserves for column in columns]
-    report, depth = Report(explained, out.labels, args.top, words=args.words), depth_of(sys.stdout)
+    report, depth = Report(explained, labels, args.top, words=args.words), depth_of(sys.stdout)
     if not args.quiet:
         read = "arrays as they are" if pre is None else f"pictures as {pre} ({origin})"
         read = f"texts by {tokenizer.name}" if tokenizer is not None and pre is None else read
@@ -91,27 +97,29 @@ def run(args: argparse.Namespace) -> int:
         for result in results(args, entries, pre, columns):
             _say_if_even(result)
             name, said = result.entry.name, result.explanations
-            rows = report.rows(name, said) if tokenizer is not None or out.kind == "page" else []
-            written = out.add(result, rows)
+            is_text = tokenizer is not None or any(out.kind == "page" for out in outs)
+            rows = report.rows(name, said) if is_text else []
+            written = [out.add(result, rows) for out in outs]
             done += 1
             progress.clear()
             if not args.quiet:
                 say("", name, *report.lines(said, conserves, rows, depth), *_written(written))
             progress.show(done, name)
         progress.clear()
-        written = out.finish()
+        written = [out.finish() for out in outs]
         if not args.quiet:
-            say(*([""] if written and len(entries) > 1 else []), *_written(written))
+            say(*([""] if any(written) and len(entries) > 1 else []), *_written(written))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(out.interrupted(done, len(entries))) from None
+        raise KeyboardInterrupt(outs[0].interrupted(done, len(entries))) from None
     finally:
         progress.clear()
-        out.tidy()
+        for out in outs:
+            out.tidy()
     return 0
 
 
-def _written(path: Path | None) -> list[str]:
-    return [] if path is None else [f"  written     {path}"]
+def _written(paths: Sequence[Path | None]) -> list[str]:
+    return [f"  written     {path}" for path in paths if path is not None]
 
 
 _FOR_ATTENTION = ("attnlrp", "cp_lrp", "captioning")
@@ -139,9 +147,8 @@ def _say_if_even(result: Result) -> None:
 # ---- what is asked for -------------------------------------------------------------------------------------------
 
 
-def _explainer(args: argparse.Namespace, name: str, tokenizer: Tokenizer | None) -> tuple[Explainer, bool]:
+def _explainer(args: argparse.Namespace, method: Method, tokenizer: Tokenizer | None) -> tuple[Explainer, bool]:
     """The explainer of a method, and whether its relevance should add up to the score."""
-    method = find_method(name)
     conserves = (args.start or method.start) != "one"
     options = {**rewriting(args), "ledger": conserves and not args.no_ledger, "against": args.against is not None}
     running = {"device": args.device, "threads": args.threads, "batch_size": args.batch_size}
@@ -149,7 +156,11 @@ def _explainer(args: argparse.Namespace, name: str, tokenizer: Tokenizer | None)
 
 
 def _columns(
-    args: argparse.Namespace, explainers: Sequence[tuple[Explainer, bool]], names: Names, inputs: int
+    args: argparse.Namespace,
+    explainers: Sequence[tuple[Explainer, bool]],
+    names: Names,
+    inputs: int,
+    tokenizer: Tokenizer | None,
 ) -> list[Column]:
     """Every method with every class asked for."""
     asked, position = args.target, args.position
@@ -161,8 +172,9 @@ def _columns(
     against = None if args.against in (None, "next") else class_number(args.against, names)
     columns = []
     for explainer, conserves in explainers:
+        fed = baseline_feeds(args.baseline, explainer, tokenizer)
         for text, target in targets.items():
             method = explainer.explained.method if len(explainers) > 1 or len(targets) == 1 else ""
             title = ", ".join(filter(None, [method, text if len(targets) > 1 else ""]))
-            columns.append(Column(title, explainer, target, conserves, position, against))
+            columns.append(Column(title, explainer, target, conserves, position, against, fed))
     return columns

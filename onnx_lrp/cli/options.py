@@ -135,6 +135,8 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     )
     about += " end), or A,B,...; default for language models: the mask, else the last"
     group.add_argument("--position", type=_position, metavar="P", help=about)
+    about = "a text that goes with every picture, for models that take both, such as a question"
+    group.add_argument("--text", metavar="TEXT", help=about)
     group.add_argument("--words", action="store_true", help="pictures show words instead of pieces of words")
 
 
@@ -157,7 +159,8 @@ def tokenizer_of(args: argparse.Namespace) -> Tokenizer | None:
     path = args.tokenizer
     if path is None:
         beside = Path(args.model).parent / "tokenizer.json"
-        if not any(s.lower().endswith(".txt") or is_text(s) for s in args.sources) or not beside.is_file():
+        texts = args.text is not None or any(s.lower().endswith(".txt") or is_text(s) for s in args.sources)
+        if not texts or not beside.is_file():
             return None
         path = beside
     return Tokenizer(path, limit=args.max_tokens)
@@ -237,6 +240,18 @@ def metadata(model: onnx.ModelProto, key: str) -> Any:
         return None
 
 
+def picture_input(inputs: Mapping[str, Spec]) -> str:
+    """The input that pictures go to: the only one, or the only one with four axes.
+
+    Raises:
+        InputError: there are several, or none.
+    """
+    found = list(inputs) if len(inputs) == 1 else [name for name, spec in inputs.items() if len(spec.shape) == 4]
+    if len(found) != 1:
+        raise InputError(f"none or several of the inputs ({', '.join(inputs)}) could be a picture; give .npz")
+    return found[0]
+
+
 def preprocessing(args: argparse.Namespace, source: Source) -> tuple[Preprocess, str]:
     """How pictures are prepared, and who says so.
 
@@ -246,11 +261,12 @@ def preprocessing(args: argparse.Namespace, source: Source) -> tuple[Preprocess,
         InputError: the model takes no single picture, or the options do not fit it.
     """
     inputs = wanted_inputs(source)
-    if len(inputs) != 1:
+    if len(inputs) != 1 and getattr(args, "text", None) is None:
         raise InputError(
-            f"the model has {len(inputs)} inputs ({', '.join(inputs)}), so takes no picture alone; give .npz"
+            f"the model has {len(inputs)} inputs ({', '.join(inputs)}), so takes no picture alone; give .npz, or, "
+            "where the others take a text, --text TEXT"
         )
-    (wanted,) = inputs.values()
+    wanted = inputs[picture_input(inputs)]
     shape = wanted.shape
     asked = {key: getattr(args, key) for key in _PIXELS if getattr(args, key) is not None}
     if args.preprocess is not None:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_lrp.cli.sources import Entry
+from onnx_lrp.cli.sources import Entry, is_picture
 from onnx_lrp.errors import InputError
 from onnx_lrp.explanation import Explanation, save_arrays, save_text
-from onnx_lrp.preprocess import IMAGE_SUFFIXES, require_pillow
+from onnx_lrp.preprocess import require_pillow
 from onnx_lrp.show import COLORMAPS, comparison_figure, explanation_figure, save
 from onnx_lrp.show.figure import MOST_ROWS
 from onnx_lrp.show.html import page
@@ -202,9 +202,18 @@ def plan(
     return Output(path, kind, files, colormap)
 
 
-def is_picture(entry: Entry) -> bool:
-    """Whether an input is an image file."""
-    return entry.path is not None and entry.path.suffix.lower() in IMAGE_SUFFIXES
+def plans(
+    outs: Sequence[str] | None,
+    model: Path,
+    entries: Sequence[Entry],
+    methods: Sequence[str],
+    colormap: str,
+    *,
+    texts: bool,
+) -> list[Output]:
+    """The same for several outputs; where nothing is asked for, one."""
+    asked: Sequence[str | None] = outs or [None]
+    return [plan(out, model, entries, methods, colormap, texts=texts) for out in asked]
 
 
 def check_writing(path: Path, files: Sequence[Path], inputs: Sequence[Path]) -> None:

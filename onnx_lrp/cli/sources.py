@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx_lrp.errors import InputError
 from onnx_lrp.inputs import KNOWN, find_inputs
-from onnx_lrp.preprocess import reason
-from onnx_lrp.tokenizer import Text
+from onnx_lrp.preprocess import IMAGE_SUFFIXES, reason
+from onnx_lrp.tokenizer import Text, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Entry:
         name: for people.
         stem: for the name of its figure.
         path: the file that it is, or comes from; None for a text of the command line.
-        text: what it says, for texts.
+        text: what it says, for texts; what is said about it, for pictures of a model that takes both.
     """
 
     name: str
@@ -68,6 +68,24 @@ def find_entries(sources: Sequence[str], *, texts: bool) -> list[Entry]:
         else:
             found += file_entries(find_inputs([source]))
     return found
+
+
+def with_text(entries: Sequence[Entry], text: str, tokenizer: Tokenizer | None) -> list[Entry]:
+    """Pictures with a text about them, for models that take both.
+
+    Raises:
+        InputError: an input that is no picture, an empty text, or no tokenizer to read it with.
+    """
+    _check(text, text, tokenizer is not None)
+    other = next((entry for entry in entries if not is_picture(entry)), None)
+    if other is not None:
+        raise InputError(f"{other.name}: --text goes with pictures, which this is not; arrays hold their own tokens")
+    return [replace(entry, text=_pair(text)) for entry in entries]
+
+
+def is_picture(entry: Entry) -> bool:
+    """Whether an input is an image file."""
+    return entry.path is not None and entry.path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_text(source: str) -> bool:

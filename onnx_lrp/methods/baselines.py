@@ -1,4 +1,4 @@
-"""Where a path begins: numbers, or graph inputs."""
+"""Where a path begins: numbers, graph inputs, or other tokens."""
 
 from __future__ import annotations
 
@@ -16,27 +16,38 @@ from onnx_lrp.errors import InputError
 from onnx_lrp.target import Seed
 from onnx_lrp.view import View
 
-One = float | Literal["input"]
+One = float | Literal["input", "tokens"]
 Baseline = One | Mapping[str, One]
+
+_FED = ("input", "tokens")
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """The baselines of some tensors: a number for all, "input" for graph inputs, or one of these per tensor name.
+    """The baselines of some tensors: a number for all, a word for graph inputs, or one of these per tensor name.
 
-    The graph input is called ``baseline`` where one tensor has one, else ``baseline/<tensor>``; it is broadcast to the
-    tensor's shape, and is zero where nothing is fed.
+    "input" is a graph input of the baseline's own elements: it is broadcast to the tensor's shape, and is zero where
+    nothing is fed. "tokens", for the rows that token ids pick from a table, is one of ids (1, 1), (1, T) or (N, T),
+    whose rows are the baseline; token 0 where nothing is fed. Either is called ``baseline`` where one tensor has one,
+    else ``baseline/<tensor>``.
+
+    Attributes:
+        given: what was asked for.
+        names: of the tensors.
+        tables: of each tensor of rows, the table that they are picked from.
     """
 
     given: Baseline
     names: Mapping[Value, str]
+    tables: Mapping[Value, Value]
 
     @staticmethod
     def of(v: View, given: Baseline, names: Mapping[Value, str], method: str) -> Baselines:
         """The baselines of some tensors by name.
 
         Raises:
-            InputError: a name that is none of theirs, or what is neither number nor "input".
+            InputError: a name that is none of theirs, what is neither number nor a known word, or "tokens" for what
+                are no rows of tokens.
         """
         items = given if isinstance(given, Mapping) else {"": given}
         unknown = [n for n in items if n and n not in names.values()]
@@ -46,23 +57,38 @@ class Baselines:
             )
         for one in items.values():
             number = isinstance(one, int | float) and not isinstance(one, bool) and np.isfinite(one)
-            if not number and one != "input":
+            if not number and not (isinstance(one, str) and one in _FED):
                 raise InputError(
-                    f'a baseline is a number or "input" (feed arrays to the graph input then), not {one!r}'
+                    'a baseline is a number or "input" (feed arrays to the graph input then), for token ids also '
+                    f'"tokens" (feed ids), not {one!r}'
                 )
-        return Baselines(given, names)
+        made = v.producers()
+        tables = {x: made[x].given(0) for x in names if x in made and made[x].op == "Gather"}
+        found = Baselines(given, names, tables)
+        for x, name in names.items():
+            if found.one(x) == "tokens" and x not in tables:
+                why = f"for the embeddings of token ids, which '{name}' is not"
+                raise InputError(f'baseline "tokens" is {why}; give a number or "input"')
+        return found
+
+    def one(self, x: Value) -> One:
+        """What was asked for, for a tensor."""
+        return self.given.get(self.names[x], 0.0) if isinstance(self.given, Mapping) else self.given
 
     def __call__(self, e: Emitter, x: Value) -> Value:
         """The baseline of a tensor, in its shape."""
-        name = self.names[x]
-        one = self.given.get(name, 0.0) if isinstance(self.given, Mapping) else self.given
-        if one != "input":
+        one = self.one(x)
+        if one not in _FED:
             return expand_like(e, e.const(np.full((1,) * x.rank, one), x.dtype), x)
-        fed = self.given.values() if isinstance(self.given, Mapping) else [self.given] * len(self.names)
-        alone = sum(other == "input" for other in fed) == 1
-        label = "baseline" if alone else f"baseline/{name}"
-        fed_one = e.parameter(label, np.zeros((1,) * x.rank, x.dtype))
-        return e.op("Expand", fed_one, shape_of(e, x), shape=x.shape)
+        fed = {self.names[other] for other in self.names if self.one(other) in _FED}
+        label = "baseline" if len(fed) == 1 else f"baseline/{self.names[x]}"
+        if one == "tokens":
+            table = self.tables[x]
+            ids = e.parameter(label, np.zeros((1,) * (x.rank - 1), np.int64))
+            start = e.op("Gather", table, ids, axis=0)
+        else:
+            start = e.parameter(label, np.zeros((1,) * x.rank, x.dtype))
+        return e.op("Expand", start, shape_of(e, x), shape=x.shape)
 
 
 def completeness_delta(e: Emitter, parts: Sequence[Value], z: Value, z0: Value, seed: Seed) -> Value:

@@ -42,7 +42,8 @@ class DeepLift:
 
     Attributes:
         baseline: x0: a number, "input" for a graph input ``baseline`` (zeros where nothing is fed; of several inputs
-            ``baseline/<tensor>``), or a mapping of tensor names to these.
+            ``baseline/<tensor>``), "tokens" for one of token ids, whose embeddings the path begins at, or a mapping of
+            tensor names to these.
     """
 
     baseline: Baseline = 0.0

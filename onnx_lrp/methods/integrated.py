@@ -52,7 +52,8 @@ class IntegratedGradients:
     Attributes:
         steps: nodes of the quadrature.
         baseline: x0: a number, "input" for a graph input ``baseline`` (zeros where nothing is fed; of several inputs
-            ``baseline/<tensor>``), or a mapping of tensor names to these.
+            ``baseline/<tensor>``), "tokens" for one of token ids, whose embeddings the path begins at, or a mapping of
+            tensor names to these.
         quadrature: "gauss_legendre", "riemann_left", "riemann_right", "riemann_middle" or "riemann_trapezoid".
         chunk: how many steps are computed at once where the model's batch is free: more memory, fewer turns.
     """

@@ -10,7 +10,7 @@ from onnx_lrp.show.colormaps import NAMES as COLORMAPS
 from onnx_lrp.show.concepts import ConceptCell, ConceptRow, concept_sheet
 from onnx_lrp.show.curves import curves
 from onnx_lrp.show.figure import comparison_figure, explanation_figure, picture_of, stack
-from onnx_lrp.show.heatmap import grid, normalize, overlay, reduce_channels, render, side_by_side, triptych
+from onnx_lrp.show.heatmap import grid, masked, normalize, overlay, reduce_channels, render, side_by_side, triptych
 from onnx_lrp.show.html import text_page
 from onnx_lrp.show.terminal import text_lines
 from onnx_lrp.show.text import text_rows
@@ -26,6 +26,7 @@ __all__ = [
     "enlarge",
     "explanation_figure",
     "grid",
+    "masked",
     "normalize",
     "overlay",
     "picture_of",

@@ -134,6 +134,20 @@ def overlay(
     return canvas.to_image(np.rint(np.minimum(gray + opacity * (tint - gray), 255)).astype(np.uint8))
 
 
+def masked(picture: Panel, relevance: ArrayLike, percentile: float | None = 99.0) -> Image.Image:
+    """The picture as far as it speaks for the score: every pixel times its positive relevance, the rest black.
+
+    Args:
+        picture: PIL image or uint8 (H, W, 3); the relevance is brought to its size.
+        relevance: (C, h, w), (h, w, C) or (h, w), summed over channels.
+        percentile: of |relevance|, from which on pixels are seen as they are; see `normalize`.
+    """
+    image = canvas.to_image(picture)
+    share = np.maximum(_values(relevance, (image.height, image.width), percentile, None), 0)
+    pixels = np.asarray(image.convert("RGB"), np.float64)
+    return canvas.to_image(np.rint(pixels * share[..., None]).astype(np.uint8))
+
+
 def _values(
     relevance: ArrayLike, size: tuple[int, int] | None, percentile: float | None, scale: float | None
 ) -> NDArray[np.float64]:

@@ -130,7 +130,7 @@ class Explanation:
         Args:
             path: where to; written under a temporary name and renamed.
             pictures: uint8 (H, W, 3) per sample to draw beside the map; default: the input itself.
-            options: for pictures: ``colormap``, ``heading``, ``labels``, ``percentile``; see
+            options: for pictures: ``colormap``, ``heading``, ``labels``, ``percentile``, ``mask``; see
                 :func:`onnx_lrp.show.explanation_figure`. For pages: ``tokenizer`` or ``tokens`` as for :meth:`tokens`,
                 ``heading``, ``labels``, ``names``, ``words``; see :func:`onnx_lrp.show.text_page`.
 

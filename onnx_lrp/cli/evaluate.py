@@ -31,8 +31,8 @@ from onnx_lrp.cli.options import (
     tokenizer_of,
     wanted_inputs,
 )
-from onnx_lrp.cli.output import check_writing, is_picture
-from onnx_lrp.cli.sources import Entry, find_entries
+from onnx_lrp.cli.output import check_writing
+from onnx_lrp.cli.sources import Entry, find_entries, is_picture
 from onnx_lrp.errors import InputError
 from onnx_lrp.explainer import Explainer
 from onnx_lrp.explanation import save_text

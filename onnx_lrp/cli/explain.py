@@ -57,6 +57,8 @@ def register(commands: Commands) -> list[argparse.ArgumentParser]:
     parser.add_argument("--labels", metavar="FILE", help="class names: one per line, or JSON; default: the model's")
     parser.add_argument("--top", type=count, default=3, metavar="N", help="classes of the prediction; default 3")
     add_maps(parser)
+    about = "of one picture, show relevance as a mask over it instead of an overlay"
+    parser.add_argument("--masked", action="store_true", help=about)
     add_baselines(parser)
     parser.add_argument("--no-ledger", action="store_true", help="do not account for what biases and stabilizers take")
     add_running(parser, batches=True)
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     # "tabby, tabby cat": the first of several names is enough to read.
     labels = names.labels if isinstance(names, Tokenizer) else names and [name.split(",")[0] for name in names]
     for out in outs:
-        out.labels, out.titles = labels, [column.title for column in columns]
+        out.labels, out.titles, out.mask = labels, [column.title for column in columns], args.masked
     conserves = [column.conserves for column in columns]
     report, depth = Report(explained, labels, args.top, words=args.words), depth_of(sys.stdout)
     if not args.quiet:

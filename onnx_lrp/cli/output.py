@@ -45,6 +45,7 @@ class Output:
         colormap: colours of figures.
         titles: of the explanations of each input.
         labels: names of the classes.
+        mask: show the relevance of one picture as a mask over it.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Output:
     colormap: str
     titles: list[str] = field(default_factory=list)
     labels: Sequence[str] | None = None
+    mask: bool = False
     _kept: list[Result] = field(default_factory=list)
     _rows: list[TextRow] = field(default_factory=list)
     _count: int = 0
@@ -106,7 +108,8 @@ class Output:
             (result,) = results
             pictures = None if result.picture is None else [result.picture]
             (explanation,) = result.explanations
-            return save(explanation_figure(explanation, pictures, colormap=self.colormap, labels=self.labels), path)
+            options: dict[str, Any] = {"colormap": self.colormap, "labels": self.labels, "mask": self.mask}
+            return save(explanation_figure(explanation, pictures, **options), path)
         rows: list[list[Explanation]] = []
         shown: list[NDArray[np.uint8] | None] = []
         names: list[str] = []

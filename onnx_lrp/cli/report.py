@@ -11,7 +11,7 @@ from onnx_lrp.explanation import Explanation
 from onnx_lrp.rewrite import Explained
 from onnx_lrp.show.figure import class_name
 from onnx_lrp.show.terminal import Depth, text_lines
-from onnx_lrp.show.text import ABSORBED, TextCell, TextRow, text_rows
+from onnx_lrp.show.text import ABSORBED, DELTA, TOTAL, TextCell, TextRow, text_rows
 from onnx_lrp.tokens import token_tensors
 
 
@@ -88,7 +88,7 @@ class Report:
 
 def _text(cell: TextCell, depth: Depth) -> list[str]:
     """The words with their relevance, and what its parts add up to."""
-    parts = ", ".join(f"{name} {total:+.5g}" for name, total in cell.totals if name != ABSORBED)
+    parts = ", ".join(f"{name} {total:+.5g}" for name, total in cell.totals if name not in (ABSORBED, TOTAL, DELTA))
     return [*text_lines(cell, depth, indent=4), f"  tokens      {parts}"]
 
 

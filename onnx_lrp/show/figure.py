@@ -70,6 +70,7 @@ def explanation_figure(
     heading: str = "",
     labels: Labels = None,
     percentile: float | None = PERCENTILE,
+    mask: bool = False,
 ) -> Image.Image:
     """Draw an explanation: every reported tensor in the way that fits its shape, one above the other.
 
@@ -85,6 +86,7 @@ def explanation_figure(
         heading: a line above; default: class, score and method.
         labels: names of the classes.
         percentile: see `heatmap.normalize`.
+        mask: of one picture, show relevance as a mask over it instead of the overlay; see `heatmap.masked`.
 
     Raises:
         InputError: nothing to draw, or a colour map or relevance that cannot be drawn.
@@ -97,7 +99,8 @@ def explanation_figure(
     parts = []
     for name in drawn:
         title = heading or _heading(explanation, labels)
-        parts.append(_part(explanation, name, pictures, colormap, title, labels, percentile, name if several else ""))
+        part = name if several else ""
+        parts.append(_part(explanation, name, pictures, colormap, title, labels, percentile, part, mask))
         heading = " "  # said once
     return stack(parts)
 
@@ -268,6 +271,7 @@ def _part(
     labels: Labels,
     percentile: float | None,
     title: str = "",
+    mask: bool = False,
 ) -> Image.Image:
     """One reported tensor."""
     count = len(explanation)
@@ -286,7 +290,7 @@ def _part(
     if kind == "image":
         under = [_derived(shown.inputs[name][i]) if p is None else p for i, p in enumerate(under)]
     if count == 1:
-        return triptych(under[0], maps[0], heading, colormap, percentile=percentile)
+        return triptych(under[0], maps[0], heading, colormap, percentile=percentile, mask=mask)
     rows: list[list[Any]] = [[m] if p is None else [p, m] for p, m in zip(under, maps, strict=True)]
     return grid(rows, (), named, heading, colormap, percentile=percentile)
 

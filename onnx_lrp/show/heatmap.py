@@ -219,6 +219,7 @@ def triptych(
     *,
     percentile: float | None = PERCENTILE,
     scale: float | None = None,
+    mask: bool = False,
 ) -> Image.Image:
     """The usual figure: picture, heat map and overlay; the heat map alone where `picture` is None.
 
@@ -229,14 +230,18 @@ def triptych(
         colormap: a name in colormaps.NAMES.
         percentile: see `normalize`.
         scale: see `normalize`.
+        mask: the relevance as a mask over the picture instead of the overlay; see `masked`.
     """
     if picture is None:
         heat = render(relevance, colormap, percentile=percentile, scale=scale)
         return side_by_side([heat], heading=heading, colormap=colormap)
     image = canvas.to_image(picture)
     heat = render(relevance, colormap, (image.height, image.width), percentile=percentile, scale=scale)
-    over = overlay(image, relevance, colormap, percentile=percentile, scale=scale)
-    return side_by_side([image, heat, over], ("input", "relevance", "overlay"), heading, colormap, bar_under=1)
+    if mask:
+        over, title = masked(image, relevance), "what speaks for it"
+    else:
+        over, title = overlay(image, relevance, colormap, percentile=percentile, scale=scale), "overlay"
+    return side_by_side([image, heat, over], ("input", "relevance", title), heading, colormap, bar_under=1)
 
 
 def grid(

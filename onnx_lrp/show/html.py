@@ -68,7 +68,7 @@ def text_page(columns: Sequence[Explanation], titles: Sequence[str] = (), headin
         columns: one or more explanations of the same texts.
         titles: one per column; default: their methods.
         heading: of the page; default: the method.
-        options: ``tokenizer``, ``tokens``, ``labels``, ``names``, ``predictions``, ``words``: see
+        options: ``tokenizer``, ``tokens``, ``labels``, ``names``, ``predictions``, ``truths``, ``words``: see
             :func:`onnx_lrp.show.text_rows`.
 
     Returns:
@@ -95,7 +95,7 @@ def page(rows: Sequence[TextRow], titles: Sequence[str] = (), heading: str = "Re
         titles: of the columns where there are several.
         heading: above all.
     """
-    about = any(row.name or row.predicted for row in rows)
+    about = any(row.name or row.predicted or row.truth for row in rows)
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en">',
@@ -123,7 +123,8 @@ def page(rows: Sequence[TextRow], titles: Sequence[str] = (), heading: str = "Re
         if about:
             name = f"<b>{escape(row.name)}</b>" if row.name else ""
             said = f"predicted {escape(row.predicted.replace(' %', NO_BREAK + '%'))}" if row.predicted else ""
-            parts.append(f'<th scope="row" class="about">{name}{said}</th>')
+            true = f"<br>true {escape(row.truth)}" if row.truth else ""
+            parts.append(f'<th scope="row" class="about">{name}{said}{true}</th>')
         # Where a narrow screen shows columns one below the other, each says which it is.
         named = [f' data-title="{escape(title)}"' for title in titles] or [""] * len(row.cells)
         parts += [f"<td{name}>{''.join(_cell(cell))}</td>" for name, cell in zip(named, row.cells, strict=True)]

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from onnx_lrp.explanation import Explanation
     from onnx_lrp.tokenizer import Tokenizer, TokenizerLike
 
-ABSORBED = "absorbed by biases"
+# What biases took; for methods with a baseline the sum of all parts, and how far that is from the rise.
+ABSORBED, TOTAL, DELTA = "absorbed by biases", "total", "delta"
 REACH = 0.8  # the strongest token is not the darkest colour of the map, which would be loud on a page of text
 
 
@@ -50,11 +51,12 @@ class TextCell:
 
 @dataclass(frozen=True, eq=False)
 class TextRow:
-    """One text: what it is called, what the model says of it, and its explanations side by side."""
+    """One text: what it is called, what the model says of it, its explanations side by side, and what is true of it."""
 
     name: str
     predicted: str
     cells: tuple[TextCell, ...]
+    truth: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def text_rows(
     labels: Sequence[str] | None = None,
     names: Sequence[str] = (),
     predictions: Sequence[str] = (),
+    truths: Sequence[str] = (),
     words: bool = False,
 ) -> list[TextRow]:
     """Rows of texts from explanations of them.
@@ -102,6 +105,7 @@ def text_rows(
         labels: names of the classes; default: the tokens, where the classes are as many.
         names: of the texts.
         predictions: what the model says of each; default: the highest class of its output.
+        truths: what it should have said, where that is known.
         words: pieces of words are summed to words.
 
     Raises:
@@ -120,7 +124,7 @@ def text_rows(
     for i in range(count):
         name = names[i] if i < len(names) else (f"{i + 1}" if count > 1 else "")
         said = predictions[i] if i < len(predictions) else _predicted(columns[0], i, labels, given)
-        rows.append(TextRow(name, said, tuple(column[i] for column in cells)))
+        rows.append(TextRow(name, said, tuple(column[i] for column in cells), truths[i] if i < len(truths) else ""))
     return rows
 
 
@@ -202,6 +206,9 @@ def _totals(explanation: Explanation, index: int, passages: Sequence[TokenReleva
             yield name, float(relevance[index].sum(dtype=np.float64))
     if explanation.absorbed is not None:
         yield ABSORBED, float(explanation.absorbed[index])
+    if explanation.delta is not None:
+        yield TOTAL, float(explanation.total()[index])
+        yield DELTA, float(explanation.delta[index])
 
 
 def _vocabulary(explanation: Explanation, tokenizer: Tokenizer | None) -> Sequence[str] | None:

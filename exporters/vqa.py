@@ -27,7 +27,7 @@ from exporters.training import fit
 from exporters.transformers import export
 
 RESNET152 = (3, 8, 36, 3)
-# "pad" is a word like others, which no question of ours has: the original, whose vocabulary has no padding, begins at it.
+# "pad" is a word like others, which no question here has; the original's path begins at it, not at padding.
 WORDS = (*scenes.WORDS, "pad")
 MEAN, STD = 0.3, 0.25  # of the pixels of scenes: what the network sees is (pixel - mean) / std, so 0 is a grey
 EXAMPLES, STEPS, BATCH = 16384, 1500, 64
@@ -150,7 +150,7 @@ def published(seed: int = 0) -> Vqa:
 def small(seed: int = 0) -> Vqa:
     """The network for scenes, not trained."""
     torch.manual_seed(seed)
-    sizes = {"embedding": 16, "hidden": 32, "attention": 32, "classifier": 64}
+    sizes = {"embedding": 16, "hidden": 32, "attention": 64, "classifier": 64}
     model = Vqa(small_cnn(), 72, tokens=len(WORDS), answers=len(scenes.SHAPES), **sizes)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -121,10 +121,9 @@ def test_both_exporters(dynamo: bool) -> None:
     found = onnx_lrp.Explainer(proto, PATH, device="cpu", threads=1)({**feeds, "baseline": [[16]]}, asked.answers[:3])
     for name in ("image", "question"):
         assert worst(found.relevance[name], explained("pad").relevance[name][:3]) <= 1e-4
-    dead = copied()
-    with torch.no_grad():
-        dead.features[6].bias -= 100  # every feature is zero, and so is its norm
-    proto = vqa.write(dead, None, dynamo=dynamo)
+    (bias,) = (tensor for tensor in proto.graph.initializer if tensor.name == "features.6.bias")
+    # Now every feature is zero, and so is its norm.
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) - 100, bias.name))
     found = onnx_lrp.Explainer(proto, PATH, device="cpu", threads=1)(feeds)
     assert np.isfinite(found.outputs["logits"]).all()
     assert not found.relevance["image"].any()
@@ -182,8 +181,8 @@ def test_captum(start: str) -> None:
 @pytest.mark.parametrize("start", BASELINES)
 def test_it_is_complete_in_the_limit(start: str) -> None:
     """By median at most 5 % are missing with 30 steps, and the fewer the more steps there are."""
-    off = [np.median(evaluate.completeness(explained(start, steps))) for steps in (5, STEPS, 100)]
-    print(f"missing from {start}, by 5, {STEPS} and 100 steps: {', '.join(f'{x:.1%}' for x in off)}")
+    off = [np.median(evaluate.completeness(explained(start, steps))) for steps in (5, STEPS, 60)]
+    print(f"missing from {start}, by 5, {STEPS} and 60 steps: {', '.join(f'{x:.1%}' for x in off)}")
     assert off[0] > off[1] > off[2]
     assert off[1] <= 0.05
 
@@ -237,10 +236,10 @@ def test_chunks_are_equal() -> None:
             assert worst(found.relevance[name], explained("pad").relevance[name][:3]) <= 1e-4
     exact = [
         run_double(
-            onnx_lrp.rewrite(to_double(model()), IntegratedGradients(6, PATH.baseline, chunk=chunk)).model,
+            onnx_lrp.rewrite(to_double(model()), IntegratedGradients(4, PATH.baseline, chunk=chunk)).model,
             {name: np.asarray(array)[:1] for name, array in feeds.items()},
         )
-        for chunk in (1, 4)
+        for chunk in (1, 3)
     ]
     for name in ("relevance/image", "relevance/question", "delta"):
         assert worst(exact[0][name], exact[1][name]) <= 1e-9
@@ -252,8 +251,8 @@ def test_the_input_as_its_own_baseline(make: Any) -> None:
     feeds = {name: array[:3] for name, array in inputs.items()}
     explainer = onnx_lrp.Explainer(model(), make(baseline={"image": "input", "question": "tokens"}), device="cpu")
     found = explainer({**feeds, "baseline/image": feeds["image"], "baseline/question": feeds["question"]})
-    for relevance in (*found.relevance.values(), found.delta):
-        assert not relevance.any()
+    assert not any(relevance.any() for relevance in found.relevance.values())
+    assert np.abs(found.delta).max() <= 1e-6  # of two runs of the model, which the runtime fuses differently
 
 
 def test_the_baselines_differ() -> None:

@@ -43,9 +43,15 @@ for name, explanation in found.items():
     here, there = (evaluate.relevance_mass(explanation.relevance["image"], region).mean() for region in regions)
     top = np.abs(explanation.relevance["question"]).argmax(1) == asked.content
     print(f"\nbaseline of the question: {name}; {STEPS} steps")
-    print(f"  mean contributions: text {text.mean():+.3f}, image {image.mean():+.3f}, total {(text + image).mean():+.3f}")
-    print(f"  missing of the rise: median {np.median(missing):.1%}, 95 % of them below {np.quantile(missing, 0.95):.0%}")
-    print(f"  mass in the box asked for {here:.2f}, in the other {there:.2f}; strongest word is the colour: {top.mean():.0%}")
+    print(
+        f"  mean contributions: text {text.mean():+.3f}, image {image.mean():+.3f}, total {(text + image).mean():+.3f}"
+    )
+    print(
+        f"  missing of the rise: median {np.median(missing):.1%}, 95 % of them below {np.quantile(missing, 0.95):.0%}"
+    )
+    print(
+        f"  mass in the box asked for {here:.2f}, in the other {there:.2f}; strongest word is the colour: {top.mean():.0%}"
+    )
 
 # %% The table: prediction, truth, attribution score (the sum of R / ||R||), contributions
 explanation = found['the word "pad"']

@@ -260,6 +260,23 @@ def test_save_says_what_is_wrong(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken.png"]
 
 
+def test_masked_by_relevance():
+    """A pixel keeps the share that its positive relevance has of the clip, at the picture's size."""
+    picture = np.full((4, 4, 3), 200, np.uint8)
+    relevance = np.zeros((3, 2, 2))
+    relevance[0] = [[1.0, 0.25], [-1.0, 0.5]]
+    relevance[1] = [[1.0, 0.25], [-1.0, 0.5]]
+    found = np.asarray(show.masked(picture, relevance, percentile=None))
+    expected = np.repeat(np.repeat([[200, 50], [0, 100]], 2, 0), 2, 1)
+    np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, -1))
+    heat = np.arange(1.0, 101.0).reshape(10, 10)
+    clipped = np.asarray(show.masked(np.full((10, 10, 3), 255, np.uint8), heat, percentile=50))
+    np.testing.assert_array_equal(clipped[..., 0], np.rint(255 * np.minimum(heat / 50.5, 1)))
+    plain, other = (show.triptych(picture, relevance, mask=mask) for mask in (False, True))
+    assert plain.size == other.size
+    assert (np.asarray(plain) != np.asarray(other)).any()
+
+
 @pytest.mark.parametrize(
     ("failure", "raised"),
     [(OSError(errno.ENOSPC, "No space left on device"), InputError), (KeyboardInterrupt(), KeyboardInterrupt)],

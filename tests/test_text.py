@@ -13,7 +13,7 @@ import onnx_lrp
 from onnx_lrp import Explainer, InputError
 from onnx_lrp.explanation import Explanation
 from onnx_lrp.pieces import pieces, shown, style_of
-from onnx_lrp.roles import role_of, text_inputs
+from onnx_lrp.roles import Spec, filled, kinds, role_of, text_inputs
 from onnx_lrp.show import colormaps, text_lines, text_page, text_rows
 from onnx_lrp.show.terminal import depth_of
 from onnx_lrp.show.text import REACH, colours, number
@@ -136,6 +136,36 @@ def test_roles():
     assert role_of("cache_position", "i", 1) == "positions"
     assert role_of("attention_mask", "f", 2) == "mask"
     assert [role_of(*spec) for spec in (("image", "f", 4), ("image", "u", 4), ("mask", "f", 4))] == ["", "", ""]
+
+
+def test_lengths_of_texts():
+    """Up to the last token that counts, whichever side is padded; filled in where they are not given."""
+    assert [role_of(name, "i", 1) for name in ("length", "seq_lens", "question_length")] == ["lengths"] * 3
+    assert role_of("length", "i", 2) == "ids"
+    specs = {"question": Spec(np.dtype(np.int64), ("N", 4)), "length": Spec(np.dtype(np.int32), ("N",))}
+    (group,) = text_inputs(kinds(specs))
+    assert (group.ids, group.lengths) == ("question", "length")
+    ids = np.array([[5, 6, 0, 0], [0, 0, 5, 6], [5, 0, 6, 0], [0, 0, 0, 0]])
+    found = filled({"question": ids}, specs, 0)["length"]
+    assert found.dtype == np.int32
+    assert found.tolist() == [2, 4, 3, 1]
+    assert filled({"question": ids}, specs)["length"].tolist() == [4] * 4
+    assert "length" not in filled({"question": ids, "length": found}, specs, 0)
+
+
+def test_normalized_relevance():
+    unit, none = explained([[3.0, -4.0, 0.0], [0.0, 0.0, 0.0]]).tokens()
+    np.testing.assert_allclose(unit.normalized, [0.6, -0.8, 0.0])
+    assert not none.normalized.any()
+
+
+def test_a_page_says_what_is_true_and_what_is_missing():
+    found = explained([[3.0, -4.0, 0.5]])
+    assert "true" not in text_page([found])
+    found.delta = np.array([0.25])
+    page = text_page([found], truths=["cat & dog"])
+    for part in ("true cat &amp; dog", "<span>total \u22120.5</span>", "<span>delta +0.25</span>"):
+        assert part in page
 
 
 def test_two_texts_have_their_own_masks():

@@ -19,6 +19,7 @@ import onnx_lrp
 from onnx_lrp import DeepLift, IntegratedGradients, evaluate
 from onnx_lrp.cli import main
 from onnx_lrp.runtime import Session
+from onnx_lrp.verify import verify
 from tests.layers import Net
 from tests.support import run_double, to_double, worst, write_image
 
@@ -350,6 +351,6 @@ def test_published_sizes(tmp_path: Path) -> None:
     assert found.relevance["image"].shape == (1, 3, 448, 448)
     assert np.isfinite(found.relevance["image"]).all()
     assert not found.relevance["question"][0, 9:].any()
-    checked = onnx_lrp.verify(path, feeds, method=IntegratedGradients(1, 0.0, chunk=1), device="cpu")
+    checked = verify(path, feeds, method=IntegratedGradients(1, 0.0, chunk=1), device="cpu")
     print(checked.outputs, checked.reference)
     assert checked.ok

@@ -334,6 +334,22 @@ def test_baselines_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 # ---- published sizes -------------------------------------------------------------------------------------------------
 
 
+def test_published_layers_in_small() -> None:
+    """All kinds of layers of the published network, fewer and narrower: outputs unchanged, relevance as in float64."""
+    torch.manual_seed(0)
+    features = vqa.caffe_resnet((1, 2, 1, 1), width=4)
+    sizes = {"tokens": 20, "embedding": 6, "hidden": 8, "attention": 8, "classifier": 8, "answers": 5}
+    net = vqa.randomize(vqa.Vqa(features, 128, **sizes), 0)
+    assert features(torch.zeros(1, 3, 64, 64)).shape == (1, 128, 2, 2)
+    assert [features[4][1].conv1.stride, features[4][1].conv2.stride] == [(2, 2), (1, 1)]
+    proto = vqa.write(net, None, size=64, words=5)
+    image = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    feeds = {"image": image, "question": np.array([[3, 4, 5, 0, 0]]), "length": np.array([3], np.int32)}
+    checked = verify(proto, feeds, method=IntegratedGradients(2, 0.0), threads=1)
+    assert checked.ok
+    assert set(checked.reference) >= {"relevance/image", "relevance/question"}
+
+
 @pytest.mark.heavy
 def test_published_sizes(tmp_path: Path) -> None:
     """ResNet-152 at 448 pixels: rewritten, run at three steps, and as in float64."""
@@ -351,6 +367,6 @@ def test_published_sizes(tmp_path: Path) -> None:
     assert found.relevance["image"].shape == (1, 3, 448, 448)
     assert np.isfinite(found.relevance["image"]).all()
     assert not found.relevance["question"][0, 9:].any()
-    checked = verify(path, feeds, method=IntegratedGradients(1, 0.0, chunk=1), device="cpu")
+    checked = verify(path, feeds, method=IntegratedGradients(1, 0.0, chunk=1))
     print(checked.outputs, checked.reference)
     assert checked.ok

@@ -15,9 +15,22 @@ def epsilon_rule(epsilon: float = 1e-6, exact: bool = False) -> Rule:
     return Rule("epsilon", (Branch((Term(),)),), epsilon, exact=exact)
 
 
-def zplus_rule(epsilon: float = 1e-6) -> Rule:
-    """LRP-z+, inputs of either sign (Montavon et al. 2017, eq. 11; the bias counts once, where it is positive)."""
-    return Rule("zplus", (Branch((Term(POSITIVE, POSITIVE, POSITIVE), Term(NEGATIVE, NEGATIVE, ZERO))),), epsilon)
+def zplus_rule(epsilon: float = 1e-6, bias: bool = True) -> Rule:
+    """LRP-z+, inputs of either sign (Montavon et al. 2017, eq. 11; the bias counts once, where it is positive).
+
+    Without ``bias`` the denominators leave the biases out, as the equation does.
+    """
+    up = POSITIVE if bias else ZERO
+    return Rule("zplus", (Branch((Term(POSITIVE, POSITIVE, up), Term(NEGATIVE, NEGATIVE, ZERO))),), epsilon)
+
+
+def wplus_rule(epsilon: float = 1e-6) -> Rule:
+    """LRP-w⁺: shares by positive weights, whatever the input: z+ with every input 1, and no bias.
+
+    It keeps what lies at the pixels of a picture, which may be negative or zero, out of the map (KaiFabi,
+    LayerwiseRelevancePropagation, whose first layer is propagated with x = 1).
+    """
+    return Rule("wplus", (Branch((Term(ONE, POSITIVE, ZERO),)),), epsilon)
 
 
 def alpha_beta_rule(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6, bias: bool = True) -> Rule:

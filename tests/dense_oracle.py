@@ -96,9 +96,9 @@ def norm(w: Array, b: Array, x: Array, r: Array, epsilon: float = 1e-6) -> Share
     return _branch([(w, x)], [x], b, r, epsilon)
 
 
-def zplus(w: Array, b: Array, x: Array, r: Array, epsilon: float = 1e-6) -> Shares:
+def zplus(w: Array, b: Array, x: Array, r: Array, epsilon: float = 1e-6, bias: bool = True) -> Shares:
     """Share by positive contributions."""
-    return _branch([(pos(w), pos(x)), (neg(w), neg(x))], [pos(x), neg(x)], pos(b), r, epsilon)
+    return _branch([(pos(w), pos(x)), (neg(w), neg(x))], [pos(x), neg(x)], pos(b) if bias else 0 * b, r, epsilon)
 
 
 def alpha_beta(
@@ -126,6 +126,12 @@ def wsquare(w: Array, b: Array, x: Array, r: Array, epsilon: float = 1e-6) -> Sh
     return _branch([(w**2, one)], [one], b**2, r, epsilon)
 
 
+def wplus(w: Array, b: Array, x: Array, r: Array, epsilon: float = 1e-6) -> Shares:
+    """Share by positive weights."""
+    one = np.ones_like(x)
+    return _branch([(pos(w), one)], [one], 0 * b, r, epsilon)
+
+
 def flat(w: Array, b: Array, x: Array, r: Array, epsilon: float = 1e-6) -> Shares:
     """Share evenly over what a unit sees."""
     one = np.ones_like(x)
@@ -141,5 +147,5 @@ def zbox(
 
 
 ORACLES: dict[str, Rule] = {
-    rule.__name__: rule for rule in (epsilon, lrp_0, norm, zplus, alpha_beta, gamma, wsquare, flat, zbox)
+    rule.__name__: rule for rule in (epsilon, lrp_0, norm, zplus, alpha_beta, gamma, wsquare, wplus, flat, zbox)
 }

@@ -22,10 +22,11 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "epsilon": [EPSILON],
     "lrp_0": [{}],
     "norm": [EPSILON],
-    "zplus": [EPSILON],
+    "zplus": [EPSILON, {"bias": False} | EPSILON],
     "alpha_beta": [EPSILON, {"alpha": 1.5, "beta": 0.5} | EPSILON, {"alpha": 1, "beta": 0} | EPSILON],
     "gamma": [EPSILON, {"gamma": 2.0} | EPSILON],
     "wsquare": [EPSILON],
+    "wplus": [EPSILON],
     "flat": [EPSILON],
     "zbox": [{"low": -2.5, "high": 3.0} | EPSILON],
 }
@@ -57,7 +58,7 @@ SIGNS = [setting for setting in SETTINGS if setting[1] == "plain"]
 CASES = [
     *((rule, 0, *setting) for rule in ("zplus", "alpha_beta", "gamma") for setting in SETTINGS),
     *((rule, 0, *setting) for rule in ("epsilon", "lrp_0") for setting in ARRIVALS),
-    *((rule, 0, *setting) for rule in ("zbox", "wsquare", "flat") for setting in SIGNS),
+    *((rule, 0, *setting) for rule in ("zbox", "wsquare", "wplus", "flat") for setting in SIGNS),
     *((rule, k, *setting) for rule in ORACLES for k in range(1, len(PARAMETERS[rule])) for setting in SETTINGS[:2]),
     ("norm", 0, *SETTINGS[0]),
 ]
@@ -85,6 +86,8 @@ GOLDEN: list[tuple[str, dict[str, Any], bool, list[float]]] = [
     ("zbox", {"low": -3.0, "high": 3.0}, True, [0.82471768, 0.50118831, 0.75519899, 0.41889479]),
     ("wsquare", {}, True, [0.32645526, 0.74987207, 1.09898728, 0.27474682]),
     ("flat", {}, True, [0.62499984] * 4),
+    ("zplus", {"bias": False}, True, [2.14285510, 0.57142841, -0.21428480, 0]),
+    ("wplus", {}, True, [0.94285678, 0.69999976, 0.17142873, 0.68571404]),
 ]
 
 

@@ -47,7 +47,10 @@ def channels_last(net: VGG, size: int, *, opset: int = 18) -> onnx.ModelProto:
     for module in net.features:
         name = f"block{stage}_conv{layer}"
         if isinstance(module, nn.Conv2d):
-            kernel, bias = weight(f"{name}/kernel", numbers(module.weight)), weight(f"{name}/bias", numbers(module.bias))
+            kernel, bias = (
+                weight(f"{name}/kernel", numbers(module.weight)),
+                weight(f"{name}/bias", numbers(module.bias)),
+            )
             x = node("Conv", name, x, kernel, bias, kernel_shape=[3, 3], auto_pad="SAME_UPPER")
             channels = module.out_channels
         elif isinstance(module, nn.ReLU):

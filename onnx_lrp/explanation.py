@@ -162,6 +162,21 @@ class Explanation:
         return found | {name: array for name, array in sums.items() if array is not None}
 
 
+def probabilities(row: Array, head: str) -> Array:
+    """Probabilities of classes from an output, by softmax unless they are that already.
+
+    Args:
+        row: the output for one sample.
+        head: what the model ends with: Softmax, LogSoftmax, Sigmoid or "".
+    """
+    if head == "LogSoftmax":
+        return np.exp(row)
+    if head in ("Softmax", "Sigmoid") or (row.min() >= 0 and abs(row.sum() - 1) < 1e-2):
+        return row
+    powers = np.exp(row - row.max())
+    return np.asarray(powers / powers.sum())
+
+
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
     """Write named arrays as .npz under a temporary name and rename it.
 

@@ -83,10 +83,14 @@ def run(args: argparse.Namespace) -> int:
         names = tokenizer
     pre, origin = preprocessing(args, source) if any(map(is_picture, entries)) else (None, "")
     columns = _columns(args, explainers, names, len(entries), tokenizer)
+    # Maps of channels are in the colours of the picture, whatever the order of the model's channels.
+    blue_first = args.colormap == "rgb" and pre is not None and pre.color == "BGR"
+    colormap = "bgr" if blue_first else args.colormap
     # "tabby, tabby cat": the first of several names is enough to read.
     labels = names.labels if isinstance(names, Tokenizer) else names and [name.split(",")[0] for name in names]
     for out in outs:
         out.labels, out.titles, out.mask = labels, [column.title for column in columns], args.masked
+        out.colormap = colormap
     conserves = [column.conserves for column in columns]
     report, depth = Report(explained, labels, args.top, words=args.words), depth_of(sys.stdout)
     if not args.quiet:

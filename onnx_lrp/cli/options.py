@@ -74,7 +74,7 @@ def rewriting(args: argparse.Namespace) -> dict[str, Any]:
     chosen = {"inputs": args.input} if getattr(args, "input", None) else {}
     return {
         **chosen,
-        "layers": args.layer if isinstance(args.layer, list) else [],
+        "layers": layer if isinstance(layer := getattr(args, "layer", None), list) else [],
         "shapes": dict(args.shape),
         "output": args.output,
         "start": args.start,
@@ -101,9 +101,10 @@ def masking(args: argparse.Namespace) -> dict[str, Any]:
     return {"masks": args.mask, "exclude_parallel": not args.keep_parallel}
 
 
-def add_maps(parser: argparse.ArgumentParser) -> None:
+def add_maps(parser: argparse.ArgumentParser, colormap: str = "diverging") -> None:
     """The colours of maps, and the range of the inputs."""
-    parser.add_argument("--colormap", default="diverging", help="such as diverging, purplegreen, bwr, hot")
+    about = f"such as diverging, hot, bwr; rgb: every channel of a picture in its colour; default {colormap}"
+    parser.add_argument("--colormap", default=colormap, help=about)
     add_range(parser)
 
 

@@ -16,7 +16,7 @@ from onnx_lrp.cli.sources import Entry, is_picture
 from onnx_lrp.errors import InputError
 from onnx_lrp.explanation import Explanation, save_arrays, save_text
 from onnx_lrp.preprocess import require_pillow
-from onnx_lrp.show import COLORMAPS, comparison_figure, explanation_figure, save
+from onnx_lrp.show import CHANNELS, COLORMAPS, comparison_figure, explanation_figure, save
 from onnx_lrp.show.figure import MOST_ROWS
 from onnx_lrp.show.html import page
 from onnx_lrp.show.text import TextRow
@@ -175,8 +175,8 @@ def plan(
     Raises:
         InputError: an unknown suffix or colour map, a folder that is missing, an output that is an input.
     """
-    if colormap not in COLORMAPS:
-        raise InputError(f"--colormap {colormap} is unknown; give one of {', '.join(COLORMAPS)}")
+    if colormap not in (names := (*COLORMAPS, *CHANNELS)):
+        raise InputError(f"--colormap {colormap} is unknown; give one of {', '.join(names)}")
     tag = "+".join(re.sub(r"[^\w.-]+", "_", Path(m).name.removesuffix(".toml")) for m in methods)
     suffixes = [".html" if texts and not is_picture(entry) else ".png" for entry in entries]
     is_page = ".png" not in suffixes

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnx_lrp.explanation import Explanation
+from onnx_lrp.explanation import Explanation, probabilities
 from onnx_lrp.rewrite import Explained
 from onnx_lrp.show.figure import class_name
 from onnx_lrp.show.terminal import Depth, text_lines
@@ -109,18 +108,3 @@ def _rise(explanation: Explanation, index: int) -> str:
     rise = total - delta
     off = abs(delta) / (abs(rise) or 1.0)
     return f"relevance {total:.5g} of a rise of {rise:.5g} above the baseline (off by {off:.0e})"
-
-
-def probabilities(row: NDArray[np.float64], head: str) -> NDArray[np.float64]:
-    """Probabilities of classes from an output, by softmax unless they are that already.
-
-    Args:
-        row: the output for one sample.
-        head: what the model ends with: Softmax, LogSoftmax, Sigmoid or "".
-    """
-    if head == "LogSoftmax":
-        return np.exp(row)
-    if head in ("Softmax", "Sigmoid") or (row.min() >= 0 and abs(row.sum() - 1) < 1e-2):
-        return row
-    powers = np.exp(row - row.max())
-    return np.asarray(powers / powers.sum())

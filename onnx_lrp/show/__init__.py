@@ -6,20 +6,33 @@ Red speaks for the explained score, blue against it.
 
 from onnx_lrp.show.canvas import enlarge, save
 from onnx_lrp.show.charts import bars, series
+from onnx_lrp.show.colormaps import CHANNELS
 from onnx_lrp.show.colormaps import NAMES as COLORMAPS
 from onnx_lrp.show.concepts import ConceptCell, ConceptRow, concept_sheet
 from onnx_lrp.show.curves import curves
 from onnx_lrp.show.figure import comparison_figure, explanation_figure, picture_of, stack
-from onnx_lrp.show.heatmap import grid, masked, normalize, overlay, reduce_channels, render, side_by_side, triptych
+from onnx_lrp.show.heatmap import (
+    blend,
+    grid,
+    masked,
+    normalize,
+    overlay,
+    reduce_channels,
+    render,
+    side_by_side,
+    triptych,
+)
 from onnx_lrp.show.html import text_page
 from onnx_lrp.show.terminal import text_lines
 from onnx_lrp.show.text import text_rows
 
 __all__ = [
+    "CHANNELS",
     "COLORMAPS",
     "ConceptCell",
     "ConceptRow",
     "bars",
+    "blend",
     "comparison_figure",
     "concept_sheet",
     "curves",

@@ -32,6 +32,8 @@ _SEQUENTIAL = {
     "ink": "ffffff 000000",
 }
 NAMES = (*_DIVERGING, *_SEQUENTIAL)
+# No maps of one number, but of three: what each channel of a picture says, as its own colour. The order is the model's.
+CHANNELS = ("rgb", "bgr")
 
 _RGB_TO_LMS = np.array([[0.4122, 0.5363, 0.0515], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]])
 _LMS_TO_LAB = np.array([[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]])
@@ -70,6 +72,8 @@ def is_dark(name: str) -> bool:
 @cache
 def _table(name: str) -> NDArray[np.uint8]:
     """The colours of -1..1 in 2 * _STEPS + 1 steps."""
+    if name in CHANNELS:
+        raise InputError(f"colour map {name!r} is for the relevance of pictures; give one of {', '.join(NAMES)}")
     if name not in NAMES:
         raise InputError(f"colour map {name!r} is unknown; give one of {', '.join(NAMES)}")
     points = (_DIVERGING | _SEQUENTIAL)[name].split()

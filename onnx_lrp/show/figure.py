@@ -12,6 +12,7 @@ from onnx_lrp.errors import InputError
 from onnx_lrp.pieces import shown
 from onnx_lrp.show import canvas
 from onnx_lrp.show.charts import bars, series
+from onnx_lrp.show.colormaps import CHANNELS
 from onnx_lrp.show.heatmap import DEFAULT, PERCENTILE, grid, triptych
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def explanation_figure(
         explanation: what to draw; of many samples the first ones.
         pictures: uint8 (H, W, 3) per sample, shown beside the heat map; where there is none, the input itself is
             stretched to 0..255.
-        colormap: a name in colormaps.NAMES.
+        colormap: a name in colormaps.NAMES, or for pictures in colormaps.CHANNELS.
         heading: a line above; default: class, score and method.
         labels: names of the classes.
         percentile: see `heatmap.normalize`.
@@ -142,7 +143,7 @@ def comparison_figure(
     tensor = next(name for name, relevance in rows[0][0].relevance.items() if relevance.size)
     kinds = {_kind(tensor, e.relevance[tensor], e.inputs) for row in rows for e in row}
     if kinds <= {"image"}:
-        cells = [_grid_row(row, tensor, picture_at(pictures, i)) for i, row in enumerate(rows)]
+        cells = [_grid_row(row, tensor, picture_at(pictures, i), colormap) for i, row in enumerate(rows)]
         captions = [_caption(row, canvas.at(names, i), labels, len(titles)) for i, row in enumerate(rows)]
         return grid(cells, ["input", *titles], captions, heading, colormap, percentile=percentile)
     parts = [
@@ -239,10 +240,15 @@ def _channel_axis(shape: Sequence[int]) -> int | None:
     return next((axis for axis in (1, 3) if shape[axis] in (1, 3)), None)
 
 
-def _flat(relevance: NDArray[Any]) -> NDArray[np.float64]:
-    """(N, H, W): summed over the channels; without channels over all but the last two axes."""
+def _flat(relevance: NDArray[Any], colormap: str) -> NDArray[np.float64]:
+    """(N, H, W): summed over the channels; without channels over all but the last two axes.
+
+    For a colour map of channels a picture keeps them: (N, 3, H, W).
+    """
     array = np.asarray(relevance, np.float64)
     axis = _channel_axis(array.shape) if array.ndim == 4 else None
+    if axis is not None and colormap in CHANNELS:
+        return np.moveaxis(array, axis, 1)
     axes = (axis,) if axis is not None else tuple(range(1, array.ndim - 2))
     return np.asarray(array.sum(axis=axes))
 
@@ -257,9 +263,9 @@ def _derived(values: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
-def _grid_row(row: Sequence[Explanation], name: str, given: Picture) -> list[Any]:
+def _grid_row(row: Sequence[Explanation], name: str, given: Picture, colormap: str) -> list[Any]:
     picture = _derived(row[0].inputs[name][0]) if given is None else given
-    return [picture, *(_flat(e.relevance[name])[0] for e in row)]
+    return [picture, *(_flat(e.relevance[name], colormap)[0] for e in row)]
 
 
 def _part(
@@ -284,7 +290,7 @@ def _part(
     if kind not in ("image", "map"):
         texts = [heading] if count == 1 else [f"{words} - {heading}" for words in named]
         return stack([_chart(shown, name, i, kind, text, colormap, percentile) for i, text in enumerate(texts)])
-    maps = _flat(shown.relevance[name])
+    maps = _flat(shown.relevance[name], colormap)
     # An inner tensor of an image model is laid over the picture as well; a map of words is not.
     under = [picture_at(pictures, i) if shown.relevance[name].ndim == 4 else None for i in range(len(shown))]
     if kind == "image":

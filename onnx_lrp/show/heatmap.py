@@ -37,6 +37,11 @@ def reduce_channels(relevance: ArrayLike, layout: str | None = None) -> NDArray[
     Raises:
         InputError: another number of axes, or an unknown layout.
     """
+    return np.asarray(_channels_first(relevance, layout).sum(axis=0))
+
+
+def _channels_first(relevance: ArrayLike, layout: str | None = None) -> NDArray[np.float64]:
+    """The relevance of an image as (C, H, W); see `reduce_channels`."""
     array = np.asarray(relevance, np.float64)
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
@@ -45,11 +50,11 @@ def reduce_channels(relevance: ArrayLike, layout: str | None = None) -> NDArray[
     if layout not in (None, "CHW", "HWC"):
         raise InputError(f"layout {layout!r} is unknown; give CHW or HWC")
     if array.ndim == 2:
-        return array
+        return array[None]
     if layout is None:
         first, second, last = array.shape
         layout = "HWC" if first > 4 and (last <= 4 or first == second != last) else "CHW"
-    return np.asarray(array.sum(axis=0 if layout == "CHW" else -1))
+    return array if layout == "CHW" else np.moveaxis(array, -1, 0)
 
 
 def normalize(
@@ -95,11 +100,17 @@ def render(
 
     Args:
         relevance: (C, H, W), (H, W, C) or (H, W).
-        colormap: a name in colormaps.NAMES.
+        colormap: a name in colormaps.NAMES; or in colormaps.CHANNELS: what each of three channels says for the class,
+            every channel on its own scale, in that channel's colour.
         size: (height, width) in pixels: whole multiples repeat pixels, others interpolate.
         percentile: see `normalize`.
         scale: see `normalize`.
+
+    Raises:
+        InputError: a colour map of channels, for relevance that has not three.
     """
+    if colormap in colormaps.CHANNELS:
+        return canvas.to_image(np.rint(255 * _colours(relevance, colormap, size, percentile, scale)).astype(np.uint8))
     return canvas.to_image(colormaps.apply(_values(relevance, size, percentile, scale), colormap))
 
 
@@ -119,17 +130,22 @@ def overlay(
     Args:
         picture: PIL image or uint8 (H, W, 3); the relevance is brought to its size.
         relevance: (C, h, w), (h, w, C) or (h, w).
-        colormap: a name in colormaps.NAMES.
+        colormap: a name in colormaps.NAMES or colormaps.CHANNELS.
         strength: opacity of the strongest relevance, 0..1.
         percentile: see `normalize`.
         scale: see `normalize`.
     """
     image = canvas.to_image(picture)
-    values = _values(relevance, (image.height, image.width), percentile, scale)
-    if colormaps.is_sequential(colormap):
-        values = np.maximum(values, 0)
+    size = (image.height, image.width)
     gray = 128 + 0.5 * np.asarray(image.convert("L"), np.float64)[..., None]
-    tint = colormaps.apply(np.sign(values) * (0.35 + 0.5 * np.abs(values)), colormap)
+    if colormap in colormaps.CHANNELS:
+        colours = _colours(relevance, colormap, size, percentile, scale)
+        values, tint = colours.max(axis=-1), np.rint(255 * colours).astype(np.uint8)
+    else:
+        values = _values(relevance, size, percentile, scale)
+        if colormaps.is_sequential(colormap):
+            values = np.maximum(values, 0)
+        tint = colormaps.apply(np.sign(values) * (0.35 + 0.5 * np.abs(values)), colormap)
     opacity = strength * np.sqrt(np.abs(values))[..., None]
     return canvas.to_image(np.rint(np.minimum(gray + opacity * (tint - gray), 255)).astype(np.uint8))
 
@@ -146,6 +162,44 @@ def masked(picture: Panel, relevance: ArrayLike, percentile: float | None = 99.0
     share = np.maximum(_values(relevance, (image.height, image.width), percentile, None), 0)
     pixels = np.asarray(image.convert("RGB"), np.float64)
     return canvas.to_image(np.rint(pixels * share[..., None]).astype(np.uint8))
+
+
+def blend(
+    picture: Panel,
+    relevance: ArrayLike,
+    colormap: str = "hot",
+    heat: float = 0.9,
+    *,
+    percentile: float | None = PERCENTILE,
+    scale: float | None = None,
+) -> Image.Image:
+    """The heat map with the picture shining through: heat · map + (1 - heat) · picture. For maps whose zero is dark.
+
+    Args:
+        picture: PIL image or uint8 (H, W, 3); the relevance is brought to its size.
+        relevance: (C, h, w), (h, w, C) or (h, w).
+        colormap: a name in colormaps.NAMES or colormaps.CHANNELS.
+        heat: the part of the map, 0..1.
+        percentile: see `normalize`.
+        scale: see `normalize`.
+    """
+    require_pillow()
+    from PIL import Image
+
+    image = canvas.to_image(picture)
+    drawn = render(relevance, colormap, (image.height, image.width), percentile=percentile, scale=scale)
+    return Image.blend(image, drawn, heat)
+
+
+def _colours(
+    relevance: ArrayLike, order: str, size: tuple[int, int] | None, percentile: float | None, scale: float | None
+) -> NDArray[np.float64]:
+    """What each of three channels says for the class, (H, W, 3) in RGB, each on its own scale: values in 0..1."""
+    channels = _channels_first(relevance)
+    if len(channels) != 3:
+        raise InputError(f"colour map {order!r} wants relevance of three channels, this has {len(channels)}")
+    values = np.stack([_values(channel, size, percentile, scale) for channel in channels], axis=-1)
+    return np.maximum(values if order == "rgb" else values[..., ::-1], 0)
 
 
 def _values(
@@ -179,7 +233,7 @@ def side_by_side(
         panels: PIL images or uint8 arrays; small ones are enlarged by a whole number.
         titles: one per panel; may be fewer.
         heading: a line above all.
-        colormap: draws its bar; None: no bar.
+        colormap: draws its bar; None, or one of channels: no bar.
         bar_under: index of the panel above the bar.
         at_least: the short side of a panel in pixels.
 
@@ -193,6 +247,7 @@ def side_by_side(
     margin, gap, size = round(24 * unit), round(14 * unit), 15 * unit
     above = margin + canvas.heading_height(heading, 20 * unit) + (round(size * 1.7) if any(titles) else 0)
     tallest = max(image.height for image in images)
+    colormap = None if colormap in colormaps.CHANNELS else colormap  # a bar has one axis, and these have three
     foot = round(46 * unit) if colormap else margin
     width = 2 * margin + sum(image.width for image in images) + gap * (len(images) - 1)
     sheet, draw = canvas.paper(width, above + tallest + foot)
@@ -291,7 +346,8 @@ def grid(
         label = canvas.fit(canvas.at(row_labels, index), size, width - 2 * margin)
         canvas.write(draw, margin, y - gap - 0.8 * size, label, size)
     left = margin + (columns - 1) * (cell + gap)
-    canvas.color_bar(sheet, (left, y, left + cell, y + 8), colormap, 12)
+    if colormap not in colormaps.CHANNELS:
+        canvas.color_bar(sheet, (left, y, left + cell, y + 8), colormap, 12)
     return sheet
 
 

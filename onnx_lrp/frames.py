@@ -9,6 +9,7 @@ import os
 import re
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -172,7 +173,7 @@ class VideoSink:
     def __init__(self, path: Path, rate: float | None):
         self._cv, self._path, self._rate = opencv(), path, rate
         self._temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-        self._waiting: list[Image.Image] = []
+        self._waiting: deque[Image.Image] = deque()
         self._begun = time.perf_counter()
         self._writer: Any = None
         self._size: tuple[int, int] | None = None
@@ -201,9 +202,9 @@ class VideoSink:
             self._writer = self._cv.VideoWriter(str(self._temporary), code, min(rate, 120.0), self._size)
             if not self._writer.isOpened():
                 raise InputError(f"{self._path}: OpenCV cannot write this video; check the folder, or give a folder/")
-        for image in self._waiting:
-            self._writer.write(np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1]))
-        self._waiting.clear()
+        while self._waiting:
+            pixels = np.asarray(self._waiting.popleft().convert("RGB"))
+            self._writer.write(np.ascontiguousarray(pixels[..., ::-1]))
 
     def __enter__(self) -> Self:
         return self

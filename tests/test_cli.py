@@ -19,7 +19,7 @@ import pytest
 import onnx_lrp
 from onnx_lrp import doctor
 from onnx_lrp.cli import console, main, options
-from onnx_lrp.cli.report import probabilities
+from onnx_lrp.explanation import probabilities
 from tests.small_models import FLOAT, build, conv, normal, pixels, tokens, two_inputs
 
 Image = pytest.importorskip("PIL.Image")

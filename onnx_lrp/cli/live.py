@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -59,29 +62,50 @@ def run(args: argparse.Namespace) -> int:
     """Explain frames until there are no more, enough of them, or an interruption."""
     if args.colormap not in (names := (*COLORMAPS, *CHANNELS)):
         raise InputError(f"--colormap {args.colormap} is unknown; give one of {', '.join(names)}")
-    line = _Line(quiet=args.quiet)
-    try:
-        with contextlib.closing(open_frames(args.source)) as frames:
-            live, reading = _live(args)
-            with (
-                open_sink(args.out, frames.rate, [Path(args.source), Path(args.model)]) as sink,
-                Screen(args.serve) if args.serve is not None else contextlib.nullcontext() as screen,
-                line,
-            ):
-                if not args.quiet:
-                    say(reading, *([f"seen at {screen.address}; Ctrl-C ends it"] if screen else []))
-                for frame in islice(frames, args.frames):
-                    view = live(frame)
-                    sink.add(view.image)
-                    if screen:
-                        screen.show(view.image)
-                    line.show(view)
-    except KeyboardInterrupt:
-        written = [f"{args.out} is complete"] if args.out and line.done else []
-        raise KeyboardInterrupt(", ".join([line.summary(), *written])) from None
+    with contextlib.closing(open_frames(args.source)) as frames:
+        live, reading = _live(args)
+        line = _Line(quiet=args.quiet)
+        with (
+            open_sink(args.out, frames.rate, [Path(args.source), Path(args.model)]) as sink,
+            Screen(args.serve) if args.serve is not None else contextlib.nullcontext() as screen,
+            line,
+            _between_frames() as interrupted,
+        ):
+            if not args.quiet:
+                say(reading, *([f"seen at {screen.address}; Ctrl-C ends it"] if screen else []))
+            for frame in islice(frames, args.frames):
+                view = live(frame)
+                sink.add(view.image)
+                if screen:
+                    screen.show(view.image)
+                line.show(view)
+                if interrupted:
+                    break
+    if interrupted:
+        raise KeyboardInterrupt(", ".join([line.summary(), *([f"{args.out} is complete"] if args.out else [])]))
     if not args.quiet:
         say(line.summary(), *([f"written {args.out}"] if args.out else []))
     return 0
+
+
+@contextlib.contextmanager
+def _between_frames() -> Iterator[list[bool]]:
+    """Let an interruption wait until a frame is done; the list is not empty then. A second one does not wait."""
+    came: list[bool] = []
+
+    def note(*_: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came  # signals are for the main thread
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _live(args: argparse.Namespace) -> tuple[Live, str]:

@@ -23,7 +23,7 @@ from onnx_lrp.live import Live
 from onnx_lrp.preprocess import PRESETS
 from onnx_lrp.runtime import Session
 
-METHODS = ("zplus_wplus", "zplus_wplus_average", "epsilon_plus_flat")
+METHODS = ("zplus_wplus", "zplus_wplus_average")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

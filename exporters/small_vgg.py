@@ -24,17 +24,15 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from exporters.channels_last import channels_last
 from exporters.torch_nets import VGG
 from exporters.training import fit
-from exporters.transformers import export as torch_export
+from exporters.vgg import FORMS, exported
 
 Pictures = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
 
 SIZE, FINE = 32, 2  # side of a picture in pixels; everything is painted this much finer, and averaged
 SHAPES = ("disc", "square", "triangle", "cross")
-FORMS = ("torchscript", "dynamo", "nhwc")
 MEAN = (103.939, 116.779, 123.68)  # of blue, green and red
 WIDTH, HIDDEN = 8, 64
 STEPS, BATCH, PEAK = 800, 50, 5e-3
@@ -150,15 +148,9 @@ def export(net: VGG, path: str | Path | None, form: str = "torchscript") -> onnx
     Args:
         net: the network.
         path: the file.
-        form: "torchscript" or "dynamo", torch's two exporters: channels first, logits. "nhwc": channels last,
-            probabilities.
+        form: one of `exporters.vgg.FORMS`.
     """
-    if form == "nhwc":
-        model = channels_last(net, SIZE)
-    else:
-        example = {"input": torch.zeros(2, 3, SIZE, SIZE)}
-        axes = {"input": {0: "batch"}, "logits": {0: "batch"}}
-        model = torch_export(net, None, example, "logits", axes, dynamo=form == "dynamo")
+    model = exported(net, SIZE, form)
     preprocess = {"preset": "caffe", "size": SIZE, "layout": "NHWC" if form == "nhwc" else "NCHW"}
     helper.set_model_props(model, {"classes": json.dumps(SHAPES), "preprocess": json.dumps(preprocess)})
     if path is not None:

@@ -1,11 +1,39 @@
-"""Write VGG16 or VGG19 with random weights: `python -m exporters.vgg --out vgg16.onnx`."""
+"""Write VGG16 or VGG19 with random weights: `python -m exporters.vgg --out vgg16.onnx`.
+
+By torch's TorchScript exporter; with `--form dynamo` by its newer one, with `--form nhwc` as converters of Keras and
+TensorFlow write it. A small one that is trained: `exporters.small_vgg`.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from exporters.torch_nets import export, vgg16, vgg19
+import onnx
+import torch
+
+from exporters.channels_last import channels_last
+from exporters.torch_nets import VGG, export, vgg16, vgg19
+from exporters.transformers import export as torch_export
+
+FORMS = ("torchscript", "dynamo", "nhwc")
+
+
+def exported(net: VGG, size: int, form: str, *, opset: int = 18) -> onnx.ModelProto:
+    """Export a VGG for pictures of `size` by `size`.
+
+    Args:
+        net: the network.
+        size: height and width of its pictures.
+        form: "torchscript" or "dynamo", torch's two exporters: from "input", channels first, to "logits". "nhwc", as of
+            Keras and TensorFlow: from "image", channels last, to "probabilities".
+        opset: of the model.
+    """
+    if form == "nhwc":
+        return channels_last(net, size, opset=opset)
+    example = {"input": torch.zeros(2, 3, size, size)}
+    axes = {"input": {0: "batch"}, "logits": {0: "batch"}}
+    return torch_export(net, None, example, "logits", axes, opset=opset, dynamo=form == "dynamo")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
     parser.add_argument("--hidden", type=int, default=4096, help="width of the dense layers")
     parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="which exporter, or whose; default %(default)s")
     parser.add_argument("--batchnorm", action="store_true", help="a batch norm after every convolution")
     parser.add_argument("--folded", action="store_true", help="fold batch norms into the convolutions")
     parser.add_argument("--seed", type=int, default=0)
@@ -31,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         classes=args.classes,
         batchnorm=args.batchnorm,
     )
-    export(module, args.out, (1, 3, args.size, args.size), opset=args.opset, folded=args.folded)
+    if args.form != "torchscript":
+        onnx.save(exported(module, args.size, args.form, opset=args.opset), args.out)
+    else:
+        export(module, args.out, (1, 3, args.size, args.size), opset=args.opset, folded=args.folded)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from onnx_lrp.cli.output import Result, plans
 from onnx_lrp.cli.report import Report
 from onnx_lrp.cli.sources import find_entries, is_picture, with_text
 from onnx_lrp.composite import book_names
+from onnx_lrp.evaluate import gaussian, randomised
 from onnx_lrp.explainer import Explainer
 from onnx_lrp.methods import Method, find_method
 from onnx_lrp.rewrite import Explained
@@ -60,6 +61,8 @@ def register(commands: Commands) -> list[argparse.ArgumentParser]:
     about = "of one picture, show relevance as a mask over it instead of an overlay"
     parser.add_argument("--masked", action="store_true", help=about)
     add_baselines(parser)
+    about = "explain a copy of the model with random weights, as a control: a map that stays shows the picture alone"
+    parser.add_argument("--randomise", "--randomize", type=int, nargs="?", const=0, metavar="SEED", help=about)
     parser.add_argument("--no-ledger", action="store_true", help="do not account for what biases and stabilizers take")
     add_running(parser, batches=True)
     add_text(parser)
@@ -96,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         read = "arrays as they are" if pre is None else f"pictures as {pre} ({origin})"
         read = f"texts by {tokenizer.name}" if tokenizer is not None and pre is None else read
-        say(f"{args.model} on {', '.join(explainers[0][0].providers)}; {read}")
+        what = args.model if args.randomise is None else f"{args.model} with random weights (seed {args.randomise})"
+        say(f"{what} on {', '.join(explainers[0][0].providers)}; {read}")
         _say_if_made_for_others([explainer.explained for explainer, _ in explainers])
     progress, done = Progress(len(entries), quiet=args.quiet), 0
     try:
@@ -158,7 +162,8 @@ def _explainer(args: argparse.Namespace, method: Method, tokenizer: Tokenizer | 
     conserves = (args.start or method.start) != "one"
     options = {**rewriting(args), "ledger": conserves and not args.no_ledger, "against": args.against is not None}
     running = {"device": args.device, "threads": args.threads, "batch_size": args.batch_size}
-    return Explainer(args.model, method, tokenizer=tokenizer, **running, **options), conserves
+    model = args.model if args.randomise is None else randomised(args.model, seed=args.randomise, draw=gaussian)
+    return Explainer(model, method, tokenizer=tokenizer, **running, **options), conserves
 
 
 def _columns(

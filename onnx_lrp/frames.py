@@ -75,21 +75,20 @@ class Captured:
     def __init__(self, source: int | str, name: str):
         self._cv = opencv()
         self._capture = self._cv.VideoCapture(source)
-        camera = isinstance(source, int)
+        live = isinstance(source, int) or "://" in source
         self._first: Any
         read, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not read:
             self.close()
-            what = "gives no picture; check that it is there, and that nothing else uses it"
             raise InputError(
-                f"{name}: this camera {what}"
-                if camera
+                f"{name} gives no picture; check that it is there, and that nothing else uses it"
+                if live
                 else f"{name}: not a video that OpenCV can read; give .mp4 or .avi"
             )
-        if camera:
+        if live:
             self._capture.set(self._cv.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not one that has waited
         rate = float(self._capture.get(self._cv.CAP_PROP_FPS))
-        self.rate: float | None = rate if not camera and np.isfinite(rate) and rate > 0 else None
+        self.rate: float | None = rate if not live and np.isfinite(rate) and rate > 0 else None
 
     def __iter__(self) -> Iterator[Image.Image]:
         from PIL import Image

@@ -21,7 +21,15 @@ NAMES = {"lrp_0", "epsilon", "zplus", "epsilon_plus", "epsilon_plus_flat", "epsi
 # No published rule says how their relevance is shared: an error lists such nodes, the gradient methods go through.
 WITHOUT_RULE = {"ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd"}
 WITHOUT_RULE |= {"LpPool", "GlobalLpPool", "CumProd", "Det"}
-NAMES |= {"epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat", "attnlrp", "cp_lrp", "captioning"}
+NAMES |= {
+    "zplus_wplus",
+    "zplus_wplus_average",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "attnlrp",
+    "cp_lrp",
+    "captioning",
+}
 
 
 # ---- the bundled books -----------------------------------------------------------------------------------------------

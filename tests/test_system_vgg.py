@@ -260,7 +260,7 @@ def test_class_sensitivity_is_low(pool: str, capsys: pytest.CaptureFixture[str])
     first, second = (explainer(drawn()[1], target=k).relevance["input"].reshape(COUNT, -1) for k in (0, 1))
     cosine = (first * second).sum(1) / (np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1))
     with capsys.disabled():
-        print(f"\ncosine of the maps of two classes, {pool}: {cosine.mean():.2f}")
+        print(f"\ncosine of the maps of two classes, {pool}: {cosine.mean():.4f}")
     assert np.isfinite(cosine).all()
 
 

@@ -218,7 +218,7 @@ def export(
     module: nn.Module,
     path: str | Path | None,
     example: Mapping[str, Tensor],
-    output: str,
+    output: str | Sequence[str],
     axes: Mapping[str, Mapping[int, str]],
     *,
     opset: int = 18,
@@ -231,7 +231,7 @@ def export(
         module: its forward takes the tensors of `example`, in that order.
         path: the file.
         example: an input by name.
-        output: what its one output is to be called.
+        output: what its output is to be called, or its outputs.
         axes: names of the axes that stay open, by input, and by output for what the old exporter cannot tell.
         opset: of the file.
         dynamo: use torch's newer exporter, not TorchScript's.
@@ -252,7 +252,7 @@ def export(
             dynamo=dynamo,
             opset_version=opset,
             input_names=list(example),
-            output_names=[output],
+            output_names=[output] if isinstance(output, str) else list(output),
             **options,
         )
         return onnx.load(file)

@@ -299,12 +299,13 @@ class Captions(NamedTuple):
     words: npt.NDArray[np.int64]
 
 
-def captions(count: int, seed: int) -> Captions:
+def captions(count: int, seed: int, noise: float = 0.0) -> Captions:
     """Draw scenes of one coloured shape, wholly in the left or the right half.
 
     Args:
         count: how many.
         seed: of everything random.
+        noise: standard deviation of what is added to every pixel in the end, so that words go wrong.
     """
     rng = np.random.default_rng(seed)
     image = np.clip(rng.normal(GROUND, 0.06, (count, 3, SIZE, SIZE)), 0, 1)
@@ -316,6 +317,8 @@ def captions(count: int, seed: int) -> Captions:
         tone = np.clip(paints[colour[n]] + rng.normal(0, 0.04, 3), 0, 1)
         part = image[n, :, top[n] : top[n] + BOX, left[n] : left[n] + BOX]
         part[...] = np.where(covers[shape[n]], tone[:, None, None], part)
+    if noise:
+        image = np.clip(image + rng.normal(0, noise, image.shape), 0, 1)
     words = np.tile([WORDS.index(w) for w in ("<start>", "a", "red", "disc", "on", "left", "<end>")], (count, 1))
     for place, chosen in ((2, colour), (3, shape), (5, side)):
         words[:, place] += chosen
@@ -344,6 +347,18 @@ def accuracy(net: Captioner, count: int = 1000, seed: int = 1) -> npt.NDArray[np
     with torch.no_grad():
         found = net(torch.tensor(drawn.image), torch.tensor(drawn.words[:, :-1])).argmax(-1).numpy()
     return np.asarray((found == drawn.words[:, 1:]).mean(0))
+
+
+def save_weights(net: Captioner, path: str | Path) -> None:
+    """Write the weights in half precision, which says as much as the small ones need."""
+    np.savez_compressed(path, **{name: x.numpy().astype(np.float16) for name, x in net.state_dict().items()})
+
+
+def load_weights(net: Captioner, path: str | Path) -> Captioner:
+    """Read weights into a captioner of the same build, and return it."""
+    with np.load(path) as file:
+        net.load_state_dict({name: torch.tensor(file[name].astype(np.float32)) for name in file.files})
+    return net.eval()
 
 
 def write(
@@ -377,6 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--decoder", choices=("adaptive", "single", "multihead"))
     parser.add_argument("--published", action="store_true", help="VGG16 and width 512, random weights, 20 words")
     parser.add_argument("--operator", action="store_true", help="LSTMs as ONNX's operator, not in single operators")
+    parser.add_argument("--weights", type=Path, help="where to write the trained weights to, too (.npz)")
     parser.add_argument("--unpooled", action="store_true", help="no pooled feature: only attention sees (small ones)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
@@ -392,6 +408,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train(net, seed=args.seed, steps=args.steps)
     right = zip(("a", "COLOUR", "SHAPE", "on", "SIDE", "<end>"), accuracy(net), strict=True)
     print("right words in fresh scenes:", ", ".join(f"{word} {share:.1%}" for word, share in right))
+    if args.weights:
+        save_weights(net, args.weights)
     write(net, args.out, **options)
 
 

@@ -7,6 +7,15 @@ captioning model gets right; attention rollout as a baseline to compare with.
 from onnx_lrp.evaluate.comparison import CHANCE, Features, Verdict, compare, singles, squares
 from onnx_lrp.evaluate.completeness import completeness
 from onnx_lrp.evaluate.localisation import entropy, pointing, region_of, relevance_mass, relevance_rank
+from onnx_lrp.evaluate.captions import (
+    ablated,
+    auc,
+    aucs,
+    correctness,
+    image_ablation,
+    statistics,
+    word_ablation,
+)
 from onnx_lrp.evaluate.perturbation import (
     Curve,
     Scorer,
@@ -44,6 +53,11 @@ __all__ = [
     "cascading",
     "compare",
     "completeness",
+    "ablated",
+    "attention_model",
+    "auc",
+    "aucs",
+    "correctness",
     "curve",
     "deletion",
     "elements",
@@ -52,6 +66,7 @@ __all__ = [
     "frequent_words",
     "gaussian",
     "hidden_tokens",
+    "image_ablation",
     "insertion",
     "patches",
     "pointing",
@@ -69,4 +84,6 @@ __all__ = [
     "squares",
     "ssim",
     "word_scores",
+    "statistics",
+    "word_ablation",
 ]

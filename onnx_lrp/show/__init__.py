@@ -5,6 +5,7 @@ Red speaks for the explained score, blue against it.
 """
 
 from onnx_lrp.show.canvas import enlarge, save
+from onnx_lrp.show.captions import caption_figure, caption_grid, word_matrix
 from onnx_lrp.show.charts import bars, series
 from onnx_lrp.show.colormaps import CHANNELS
 from onnx_lrp.show.colormaps import NAMES as COLORMAPS
@@ -33,6 +34,8 @@ __all__ = [
     "ConceptRow",
     "bars",
     "blend",
+    "caption_figure",
+    "caption_grid",
     "comparison_figure",
     "concept_sheet",
     "curves",
@@ -53,4 +56,5 @@ __all__ = [
     "text_page",
     "text_rows",
     "triptych",
+    "word_matrix",
 ]

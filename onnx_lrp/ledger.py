@@ -32,11 +32,14 @@ class Ledger:
         e: the emitter; rules book with it.
         score: the explained score (N,).
         mode: nothing, the total, or every node's own accounts.
+        like: further tensors that begin with the batch. Inference may not know how long the score is, or know it under
+            a name of its own; then these tell which axis holds the samples, else the steps of a recurrent operator,
+            which come first, would be taken for them.
     """
 
-    def __init__(self, e: Emitter, score: Value, mode: Accounts):
+    def __init__(self, e: Emitter, score: Value, mode: Accounts, like: Sequence[Value] = ()):
         self._e, self._mode, self._score = e, mode, score
-        self._batch = score.shape[0]
+        self._batches = [x.shape[0] for x in (score, *like) if x.rank and x.shape[0] is not None]
         self._items: list[tuple[str, str, Value]] = []
         self._pages: list[list[tuple[str, Value]]] = []
         self.entries: list[Entry] = []
@@ -88,7 +91,8 @@ class Ledger:
 
     def _per_sample(self, value: Value, call: Call) -> Value:
         """Sum over everything but the batch."""
-        total = sum_per_sample(self._e, value, self._batch)
+        names = [name for name in self._batches if name in value.shape] or self._batches
+        total = sum_per_sample(self._e, value, names[0] if names else None)
         if total is None:
             raise ModelError(
                 f"node '{call.site}' ({call.op}): the ledger needs the batch axis, and {value.shape} shows none; "

@@ -98,8 +98,7 @@ def caption_grid(
         raise InputError("a grid needs one row of maps at least")
     gap, left = 8, _MARGIN + cell + 16
     above = _MARGIN + canvas.heading_height(heading, 20) + round(1.8 * _SIZE)
-    shown = [_fitted(canvas.to_image(picture), cell)]
-    tall = shown[0].height
+    tall, broad = (_fitted(canvas.to_image(picture), cell).size)[::-1]
     width, height = left + len(words) * (cell + gap) - gap + _MARGIN, above + len(rows) * (tall + gap) + 34
     sheet, draw = canvas.paper(width, height)
     canvas.write(draw, _MARGIN, _MARGIN + 16, canvas.fit(heading, 20, width - 2 * _MARGIN), 20)
@@ -108,16 +107,17 @@ def caption_grid(
         canvas.write(draw, x, above - 0.6 * _SIZE, canvas.fit(word, _SIZE, cell), _SIZE, anchor="ms")
     y = above
     for index, (name, maps) in enumerate(rows.items()):
-        if index == 0:
-            canvas.place(sheet, shown[0], _MARGIN + (cell - shown[0].width) // 2, y)
-            canvas.write(draw, _MARGIN + cell / 2, above - 0.6 * _SIZE, "input", _SIZE, canvas.SOFT, "ms")
-        label, at = canvas.fit(name.replace("_", " "), _SIZE, cell), y + (tall / 2 if index else tall - 0.7 * _SIZE)
-        if index:
-            canvas.write(draw, left - 14, at, label, _SIZE, canvas.SOFT, "rm")
+        label, at = canvas.fit(name.replace("_", " "), _SIZE, cell), y + tall / 2
+        if index == 0:  # the picture stands there, its name above and the method's below it
+            seen = _fitted(canvas.to_image(picture), cell - 24)
+            canvas.place(sheet, seen, left - 16 - seen.width, y)
+            canvas.write(draw, left - 16, above - 0.6 * _SIZE, "input", _SIZE, canvas.SOFT, "rs")
+            at = y + tall - 7
+        canvas.write(draw, left - 14, at, label, _SIZE, canvas.SOFT, "rm")
         for column, relevance in enumerate(maps):
             strong = normalize(reduce_channels(relevance), None)
             over = overlay(picture, np.sign(strong) * np.abs(strong) ** gamma, colormap, percentile=None)
-            canvas.place(sheet, _fitted(over, cell), left + column * (cell + gap) + (cell - shown[0].width) // 2, y)
+            canvas.place(sheet, _fitted(over, cell), left + column * (cell + gap) + (cell - broad) // 2, y)
         y += tall + gap
     bar = left + (len(words) - 1) * (cell + gap)
     canvas.color_bar(sheet, (bar, y + 2, bar + cell, y + 10), colormap, 12)
@@ -153,7 +153,7 @@ def word_matrix(
     if array.shape != (len(rows), len(columns)) or not len(rows):
         raise InputError(f"a matrix of {len(rows)} words by {len(columns)} is ({len(rows)}, {len(columns)}), not "
                          f"{array.shape}")  # fmt: skip
-    strong = np.stack([normalize(row, None) for row in array])
+    strong = np.stack([normalize(row, None) for row in np.tril(array)])
     wide = max(46, *(canvas.text_width(word, _SIZE) + 10 for word in (*columns, *sums)))
     tall, left = 28, _MARGIN + max(canvas.text_width(word, _SIZE) for word in rows) + 12
     above = _MARGIN + canvas.heading_height(heading, 16) + round(1.8 * _SIZE)

@@ -197,10 +197,10 @@ def test_an_encoder_and_a_decoder_become_one_model() -> None:
 def test_correctness_by_hand() -> None:
     relevance = np.array([[[4.0, 1, 0, 0], [2, 0, 0, -9], [0, 0, 1, 2]]])
     boxes = [np.array([[0, 0, 1, 2], [2, 2, 4, 3]])]
-    found = evaluate.correctness(relevance, boxes, [0, 0.25, 0.5, 0.9])
+    found = evaluate.box_correctness(relevance, boxes, [0, 0.25, 0.5, 0.9])
     # Left column of two: 6 of 10; above 0.25 of 4: 6 of 8; above a half: 4 of 4.
     np.testing.assert_allclose(found, [[0.6, 6 / 8, 1, 1]])
-    second = evaluate.correctness(relevance, [boxes[0][1]], [0, 0.25])
+    second = evaluate.box_correctness(relevance, [boxes[0][1]], [0, 0.25])
     np.testing.assert_allclose(second, [[0.3, 2 / 8]])
 
 
@@ -209,17 +209,17 @@ def test_correctness_scores_every_box_on_the_same_map() -> None:
     relevance = np.random.default_rng(0).normal(size=(2, 3, 6, 6))
     before = relevance.copy()
     boxes = np.array([[0, 0, 3, 3], [3, 0, 6, 3], [0, 3, 3, 6]])
-    single = np.max([evaluate.correctness(relevance, [b, b]) for b in boxes], 0)
+    single = np.max([evaluate.box_correctness(relevance, [b, b]) for b in boxes], 0)
     for order in itertools.permutations(range(3)):
-        np.testing.assert_allclose(evaluate.correctness(relevance, [boxes[list(order)]] * 2), single)
+        np.testing.assert_allclose(evaluate.box_correctness(relevance, [boxes[list(order)]] * 2), single)
     np.testing.assert_array_equal(relevance, before)
 
 
 def test_correctness_clips_channel_by_channel() -> None:
     relevance = np.zeros((1, 2, 1, 2))
     relevance[0, :, 0, 0] = 5, -5
-    np.testing.assert_allclose(evaluate.correctness(relevance, [[0, 0, 1, 1]], [0]), [[1]])
-    np.testing.assert_allclose(evaluate.correctness(-np.abs(relevance), [[0, 0, 1, 1]], [0]), [[0]])
+    np.testing.assert_allclose(evaluate.box_correctness(relevance, [[0, 0, 1, 1]], [0]), [[1]])
+    np.testing.assert_allclose(evaluate.box_correctness(-np.abs(relevance), [[0, 0, 1, 1]], [0]), [[0]])
 
 
 def words_of(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -237,13 +237,13 @@ def test_image_ablation_paints_the_most_relevant_patches() -> None:
     caption = np.array([0, 1, 1])
     fallen = evaluate.image_ablation(words_of, image, caption, relevance, size=2, count=1, fill=0.25)
     np.testing.assert_allclose(fallen, [0.75, 0])
-    painted = evaluate.ablated(image, relevance, size=2, count=1, fill=0.25)
+    painted = evaluate.without_patches(image, relevance, size=2, count=1, fill=0.25)
     assert painted.shape == (2, 1, 4, 4)
     assert (painted[0] == 0.25).sum() == (painted[1] == 0.25).sum() == 4
     everything = evaluate.image_ablation(words_of, image, caption, relevance, size=2, count=4, order="random")
     np.testing.assert_allclose(everything, [1, 1])
     with pytest.raises(InputError, match="5 patches of 4"):
-        evaluate.ablated(image, relevance, size=2, count=5)
+        evaluate.without_patches(image, relevance, size=2, count=5)
     with pytest.raises(InputError, match="relevance is of 2 words, the caption has 1"):
         evaluate.image_ablation(words_of, image, caption[:2], relevance, size=2, count=1)
 
@@ -274,7 +274,7 @@ def test_auc_counts_pairs() -> None:
 
 def test_statistics_of_maps() -> None:
     maps = np.random.default_rng(2).normal(size=(5, 3, 4, 4))
-    found = evaluate.statistics(maps)
+    found = evaluate.map_statistics(maps)
     flat = maps.mean(1).reshape(5, -1)
     np.testing.assert_allclose(found["mean positive"], [row[row > 0].sum() / 16 for row in flat])
     np.testing.assert_allclose(found["mean magnitude"], np.abs(flat).mean(1))
@@ -295,7 +295,7 @@ def test_statistics_of_maps() -> None:
 )
 def test_bad_boxes(relevance: np.ndarray, boxes: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate.correctness(relevance, boxes)
+        evaluate.box_correctness(relevance, boxes)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

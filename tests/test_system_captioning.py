@@ -239,7 +239,7 @@ def test_relevance_lies_on_the_thing(name: str, scenes: Captions) -> None:
     """Correctness at threshold 0 is at least three times the share of the box."""
     found = maps(explained(name))
     for place in CONTENT:
-        assert evaluate.correctness(found[:, place], scenes.boxes)[:, 0].mean() >= 3 * AREA
+        assert evaluate.box_correctness(found[:, place], scenes.boxes)[:, 0].mean() >= 3 * AREA
 
 
 def test_relevance_is_nearer_to_the_thing_than_attention(scenes: Captions) -> None:
@@ -247,8 +247,8 @@ def test_relevance_is_nearer_to_the_thing_than_attention(scenes: Captions) -> No
     found = explained("attentive")
     attention = np.stack([e.attention for e in found]).repeat(4, 2).repeat(4, 3)
     for place in CONTENT:
-        looked = evaluate.correctness(attention[:, place], scenes.boxes)[:, 0].mean()
-        assert evaluate.correctness(maps(found)[:, place], scenes.boxes)[:, 0].mean() > looked
+        looked = evaluate.box_correctness(attention[:, place], scenes.boxes)[:, 0].mean()
+        assert evaluate.box_correctness(maps(found)[:, place], scenes.boxes)[:, 0].mean() > looked
 
 
 @pytest.mark.parametrize("name", ["single", "attentive"])

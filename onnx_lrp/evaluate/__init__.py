@@ -4,18 +4,18 @@ Faithfulness (perturbation), localisation, dependence on the weights (randomisat
 captioning model gets right; attention rollout as a baseline to compare with.
 """
 
+from onnx_lrp.evaluate.captions import (
+    auc,
+    aucs,
+    box_correctness,
+    image_ablation,
+    map_statistics,
+    without_patches,
+    word_ablation,
+)
 from onnx_lrp.evaluate.comparison import CHANCE, Features, Verdict, compare, singles, squares
 from onnx_lrp.evaluate.completeness import completeness
 from onnx_lrp.evaluate.localisation import entropy, pointing, region_of, relevance_mass, relevance_rank
-from onnx_lrp.evaluate.captions import (
-    ablated,
-    auc,
-    aucs,
-    correctness,
-    image_ablation,
-    statistics,
-    word_ablation,
-)
 from onnx_lrp.evaluate.perturbation import (
     Curve,
     Scorer,
@@ -50,14 +50,12 @@ __all__ = [
     "Verdict",
     "WordScore",
     "attention_model",
+    "auc",
+    "aucs",
+    "box_correctness",
     "cascading",
     "compare",
     "completeness",
-    "ablated",
-    "attention_model",
-    "auc",
-    "aucs",
-    "correctness",
     "curve",
     "deletion",
     "elements",
@@ -68,6 +66,7 @@ __all__ = [
     "hidden_tokens",
     "image_ablation",
     "insertion",
+    "map_statistics",
     "patches",
     "pointing",
     "pooled",
@@ -83,7 +82,7 @@ __all__ = [
     "singles",
     "squares",
     "ssim",
-    "word_scores",
-    "statistics",
+    "without_patches",
     "word_ablation",
+    "word_scores",
 ]

@@ -21,7 +21,9 @@ THRESHOLDS = tuple(i / 10 for i in range(10))  # 0, 0.1, ... 0.9
 QUANTILES = (0.5, 0.75, 0.9, 0.95)
 
 
-def correctness(relevance: Array, boxes: Sequence[Array] | Array, thresholds: Sequence[float] = THRESHOLDS) -> Array:
+def box_correctness(
+    relevance: Array, boxes: Sequence[Array] | Array, thresholds: Sequence[float] = THRESHOLDS
+) -> Array:
     """Share of the strong positive relevance that lies in the box of what a word names, at every threshold.
 
     Positive relevance, averaged over channels and divided by its largest value; what is not above the threshold does
@@ -72,7 +74,7 @@ def image_ablation(
     """How far the probability of each word falls when the most relevant patches of the picture are painted over.
 
     The words before are those of the caption. Whether a word goes altogether is seen by describing the picture that
-    :func:`ablated` gives.
+    :func:`without_patches` gives.
 
     Args:
         model: what is asked.
@@ -92,7 +94,7 @@ def image_ablation(
         InputError: shapes that do not go together.
     """
     caption = np.asarray(caption)
-    painted = ablated(image, relevance, size=size, count=count, fill=fill, order=order, seed=seed)
+    painted = without_patches(image, relevance, size=size, count=count, fill=fill, order=order, seed=seed)
     if len(painted) != len(caption) - 1:
         raise InputError(f"relevance is of {len(painted)} words, the caption has {len(caption) - 1} behind <start>")
     fallen = []
@@ -102,7 +104,7 @@ def image_ablation(
     return np.array(fallen)
 
 
-def ablated(
+def without_patches(
     image: Array,
     relevance: Array,
     *,
@@ -169,7 +171,7 @@ def word_ablation(
     return fallen
 
 
-def statistics(relevance: Array) -> dict[str, Array]:
+def map_statistics(relevance: Array) -> dict[str, Array]:
     """What a map has to say about the word that it explains, as single numbers (N,) per map.
 
     For :func:`auc`: do maps of words that are in the picture differ from those of words that the model made up?

@@ -276,7 +276,7 @@ def sum_per_sample(e: Emitter, value: Value, batch: Dim) -> Value | None:
         elif first == 1:
             # Inference names the same length anew where it cannot tell: behind one step, the only open axis is samples.
             free = [i for i, d in enumerate(value.shape) if not isinstance(d, int)]
-            axis = free[0] if len(free) == 1 and not isinstance(batch, int) else 0
+            axis = free[0] if len(free) == 1 and isinstance(batch, str) else 0
         elif batch == 1:
             return e.op("Reshape", e.op("ReduceSum", value, keepdims=0), ints(e, [1]))
         elif isinstance(first, int) and isinstance(batch, int):

@@ -16,9 +16,11 @@ from onnx_lrp.methods import (
     IntegratedGradients,
     SmoothGrad,
 )
+from onnx_lrp.reweigh import Reweighted, reweigh
 from onnx_lrp.rewrite import VERSION, Explained, rewrite
 from onnx_lrp.tokenizer import Tokenizer
 from onnx_lrp.tokens import TokenRelevance
+from onnx_lrp.weights import weights_as_inputs
 
 __version__ = VERSION
 __all__ = [
@@ -38,10 +40,13 @@ __all__ = [
     "IntegratedGradients",
     "ModelError",
     "OnnxLrpError",
+    "Reweighted",
     "RuleError",
     "SmoothGrad",
     "TokenRelevance",
     "Tokenizer",
     "UnsupportedOps",
+    "reweigh",
     "rewrite",
+    "weights_as_inputs",
 ]

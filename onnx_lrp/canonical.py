@@ -39,8 +39,9 @@ def view(source: Source, *, fold_batchnorm: bool = True, portable: bool = False,
         portable: what the emitter may use.
         kept: tensors that must stay visible.
     """
-    result = read_view(source, portable)
-    result.kept = set(kept)
+    asked = set(kept)
+    result = read_view(source, portable, asked)
+    result.kept = asked
     see(result, fold_batchnorm)
     return result
 

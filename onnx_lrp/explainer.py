@@ -327,8 +327,9 @@ class Explainer:
             if data.shape[axis] != count:
                 self._disagree(feeds, count)
             axes[name] = axis
-        # What a method takes besides (a baseline, bounds) is one for all, or has a row per sample.
-        axes |= {n: 0 for n, a in feeds.items() if n not in self.session.inputs and a.ndim and len(a) == count > 1}
+        # What a method takes besides (a baseline, bounds) is one for all, or has a row per sample; weights are whole.
+        free = [n for n, i in self.session.optional.items() if i.shape and not isinstance(i.shape[0], int)]
+        axes |= {n: 0 for n in free if n in feeds and len(feeds[n]) == count > 1}
         return axes, count
 
     def _disagree(self, feeds: Mapping[str, Array], count: int) -> None:

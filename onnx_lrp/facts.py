@@ -51,7 +51,7 @@ class Facts:
     Attributes:
         dtype: numpy element type.
         shape: ints, symbols or None per axis; None where even the rank is unknown.
-        const: True if the tensor depends on no graph input.
+        const: True if the tensor depends on no graph input, but perhaps on weights that can be fed.
         sign: which signs its elements can have.
         active: True if it carries influence from the explained inputs to the explained tensor.
         masked: True if an attention mask may have left infinities or NaN in it, with which nothing goes.

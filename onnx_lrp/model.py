@@ -45,7 +45,7 @@ class Source:
         name: file name or graph name, for messages.
         folder: where external data is looked up and models refer to it; None for models in memory.
         original: the model as given (opset untouched), for comparing outputs.
-        defaults: names of graph inputs that have a default value: they can be fed, so they are no constants.
+        defaults: names of graph inputs that have a default value, so that they may be fed or not.
     """
 
     skeleton: onnx.ModelProto
@@ -93,12 +93,11 @@ def load(model: ModelLike, shapes: Shapes | None = None) -> Source:
         )
     _import_once(proto)
     _resolve_external(proto, name, folder)
-    skeleton, weights = _split(proto)
+    skeleton, weights, defaults = _split(proto)
     skeleton = to_working_opset(inlined(skeleton, name), name)
     name_nodes(skeleton.graph)
     _fix_lengths(skeleton.graph, shapes or {}, {i.name for i in skeleton.graph.input} - weights.keys())
     _check(skeleton, name)
-    defaults = {t.name for t in skeleton.graph.initializer} & {i.name for i in skeleton.graph.input}
     return Source(skeleton, weights, digest, name, folder, proto, defaults)
 
 
@@ -240,8 +239,8 @@ def _all_tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterable[onnx.T
                 yield from _all_tensors(inner)
 
 
-def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
-    """A model without its large initializers (declared as inputs instead), and those initializers."""
+def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto], set[str]]:
+    """A model without its large initializers (declared as inputs instead), those, and which of all can be fed."""
     weights: dict[str, onnx.TensorProto] = {}
     skeleton = onnx.ModelProto()
     for descriptor, value in proto.ListFields():
@@ -254,10 +253,10 @@ def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Tens
     # Below IR 4 every initializer has to be listed among the inputs, yet runtimes treat it as a constant.
     listed_by_force = proto.ir_version < 4
     constants = {t.name for t in proto.graph.initializer} if listed_by_force else set()
+    defaults = set() if listed_by_force else declared & {t.name for t in proto.graph.initializer}
     for tensor in proto.graph.initializer:
-        overridable = tensor.name in declared and not listed_by_force
         # Counted from the shape: asking a tensor for its byte size takes as long as reading it.
-        if 8 * math.prod(tensor.dims) <= _SMALL or overridable:
+        if 8 * math.prod(tensor.dims) <= _SMALL:
             skeleton.graph.initializer.append(tensor)
         else:
             weights[tensor.name] = tensor
@@ -271,7 +270,7 @@ def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Tens
         del skeleton.graph.input[:]
         skeleton.graph.input.extend(kept)
         skeleton.ir_version = 4
-    return skeleton, weights
+    return skeleton, weights, defaults
 
 
 def _copy_field(target: Any, name: str, value: Any) -> None:
@@ -345,7 +344,7 @@ def assemble(
         entry.value = value
     arrange(model)
     _check(model, source.name)
-    kept = [i for i in graph.input if i.name not in source.weights]
+    kept = [i for i in graph.input if i.name not in source.weights or i.name in source.defaults]
     del graph.input[:]
     graph.input.extend(kept)
     graph.initializer.extend(source.weights.values())

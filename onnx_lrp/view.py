@@ -167,24 +167,27 @@ def _hidden(call: Call, operator: Operator | None, output: Value) -> bool:
 # ---- reading ---------------------------------------------------------------------------------------------------
 
 
-def read_view(source: Source, portable: bool) -> View:
-    """The view of a model before any pass: one call per node, constants declared."""
+def read_view(source: Source, portable: bool, kept: Collection[str] = ()) -> View:
+    """The view of a model before any pass: one call per node, constants declared.
+
+    A float input of fixed shape that has a default is a weight that can be fed: for rules and passes a constant, but
+    one of unknown elements, so that nothing is folded from its default. Not so where relevance at it is asked for.
+    """
     graph = inferred_graph(source)
     e = Emitter(source.opset, list(_names(graph)), portable=portable)
     e.forwards = {name: operator.forward for name, operator in OPERATORS.items() if operator.forward}
     e.forwards |= dict.fromkeys(BODIES, again)
     inputs: dict[str, Value] = {}
-    for tensor in source.weights.values():
-        _declare_constant(e, tensor)
-    for tensor in graph.initializer:
-        if tensor.name in source.defaults:
-            e.declare(tensor.name, Facts(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)))
-        else:
+    for tensor in (*source.weights.values(), *graph.initializer):
+        if tensor.name not in source.defaults:
             _declare_constant(e, tensor)
     for info in graph.input:
-        if info.name in source.weights or info.name in source.defaults:
-            continue
-        inputs[info.name] = e.declare(info.name, _facts(info, name_axes=True))
+        facts = _facts(info, name_axes=True)
+        if info.name in source.defaults:
+            weight = facts.dtype.kind == "f" and _fixed(facts.shape) and info.name not in kept
+            e.declare(info.name, replace(facts, const=weight))
+        elif info.name not in source.weights:
+            inputs[info.name] = e.declare(info.name, facts)
     known = {info.name: _facts(info) for info in (*graph.value_info, *graph.output)}
     calls = []
     for node in graph.node:
@@ -241,6 +244,10 @@ def _branch_taken(e: Emitter, call: Call, branch: str) -> list[Call]:
         e.producers[own.name] = end
         calls.append(end)
     return calls
+
+
+def _fixed(shape: Shape | None) -> bool:
+    return shape is not None and all(isinstance(d, int) for d in shape)
 
 
 def _declare_constant(e: Emitter, tensor: onnx.TensorProto) -> None:

@@ -88,22 +88,22 @@ def scenes(count: int, seed: int) -> Scenes:
     image = np.clip(rng.normal(GROUND, 0.06, (count, 3, SIZE, SIZE)), 0, 1)
     colours = np.argsort(rng.random((count, len(COLOURS))), axis=1)[:, :2]
     shapes = rng.integers(len(SHAPES), size=(count, 2))
-    places = _places(rng, count)
+    corners = places(rng, count)
     covers, paints = np.stack([cover(shape) for shape in SHAPES]), np.array(list(COLOURS.values()))
     for n in range(count):
-        for (left, top), colour, shape in zip(places[n], colours[n], shapes[n], strict=True):
+        for (left, top), colour, shape in zip(corners[n], colours[n], shapes[n], strict=True):
             tone = np.clip(paints[colour] + rng.normal(0, 0.04, 3), 0, 1)
             part = image[n, :, top : top + BOX, left : left + BOX]
             part[...] = np.where(covers[shape], tone[:, None, None], part)
-    return Scenes(image.astype(np.float32), np.concatenate([places, places + BOX], 2), colours, shapes)
+    return Scenes(image.astype(np.float32), np.concatenate([corners, corners + BOX], 2), colours, shapes)
 
 
-def _places(rng: np.random.Generator, count: int) -> Indices:
+def places(rng: np.random.Generator, count: int) -> Indices:
     """Left and top of two boxes that do not touch, (N, 2, 2); a pair that does is drawn anew."""
-    places = rng.integers(SIZE - BOX + 1, size=(count, 2, 2))
-    while (close := (abs(places[:, 0] - places[:, 1]) <= BOX).all(1)).any():
-        places[close] = rng.integers(SIZE - BOX + 1, size=(int(close.sum()), 2, 2))
-    return places
+    corners = rng.integers(SIZE - BOX + 1, size=(count, 2, 2))
+    while (close := (abs(corners[:, 0] - corners[:, 1]) <= BOX).all(1)).any():
+        corners[close] = rng.integers(SIZE - BOX + 1, size=(int(close.sum()), 2, 2))
+    return corners
 
 
 def questions(about: Scenes, seed: int) -> Questions:

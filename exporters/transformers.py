@@ -224,6 +224,7 @@ def export(
     opset: int = 18,
     dynamo: bool = False,
     optimize: bool = True,
+    fold: bool = True,
 ) -> onnx.ModelProto:
     """Export `module`, and write it to `path` unless that is None.
 
@@ -236,6 +237,8 @@ def export(
         opset: of the file.
         dynamo: use torch's newer exporter, not TorchScript's.
         optimize: let the newer exporter simplify what it has written; it takes away sums with tiny constants.
+        fold: let TorchScript's exporter compute what depends on weights alone, such as transposed ones. Without,
+            every initializer is a parameter of the module, under its name.
     """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's age, and about what traces take as constant
@@ -244,7 +247,7 @@ def export(
             free = [dict(axes.get(name, {})) for name in example]
             options = {"dynamic_shapes": tuple(free), "external_data": False, "verbose": False, "optimize": optimize}
         else:
-            options = {"dynamic_axes": {name: dict(found) for name, found in axes.items()}}
+            options = {"dynamic_axes": {name: dict(found) for name, found in axes.items()}, "do_constant_folding": fold}
         torch.onnx.export(
             module.eval(),
             tuple(example.values()),

@@ -17,7 +17,7 @@ network's weights of that step are fed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +46,8 @@ SHARE = 0.0  # lambda of the tuned captioner
 SHARES = (1.0, 0.5, 0.0)  # lambdas that are compared; the first is plain training
 
 # What was measured: measure -> "start" or lambda -> one number per start.
-Results = Mapping[str, Mapping[float | str, npt.NDArray[np.float64]]]
+Way = float | str
+Results = Mapping[str, Mapping[Way, npt.NDArray[np.float64]]]
 
 
 # ---- scenes and their captions ---------------------------------------------------------------------------------------
@@ -182,44 +183,40 @@ class Weights:
 
 def train(net: Captioner, data: Features, seed: int, steps: int = 500) -> None:
     """Train the decoder in place on the cross entropy of its words."""
-    tune(net, data, seed, steps, peak=5e-3)
-
-
-def tune(
-    net: Captioner,
-    data: Features,
-    seed: int,
-    steps: int = 400,
-    *,
-    share: float = 1.0,
-    peak: float = 3e-3,
-    last: bool = False,
-) -> None:
-    """Train the decoder in place on share * CE(p) + (1 - share) * CE(p^).
-
-    Args:
-        net: the captioner.
-        data: what it is trained on.
-        seed: of the batches.
-        steps: how many batches.
-        share: lambda of the paper; 1 is plain training.
-        peak: the highest rate.
-        last: train the last layer alone, as of which c and h stay what they are.
-    """
-    decoder, rng = net.decoder, np.random.default_rng(seed)
-    weights = Weights(decoder) if share < 1 else None
+    rng = np.random.default_rng(seed)
 
     def loss() -> Tensor:
         chosen = torch.tensor(rng.integers(len(data.words), size=BATCH))
-        features, words, wanted = data.features[chosen], data.words[chosen, :-1], data.words[chosen, 1:]
-        c, h, _ = decoder.summands(features, words)
+        return surprise(net.decoder(data.features[chosen], data.words[chosen, :-1]), data.words[chosen, 1:])
+
+    _descend(list(net.decoder.parameters()), loss, steps, 5e-3)
+
+
+def tune(net: Captioner, data: Features, seed: int, steps: int = 400, *, share: float = 1.0) -> None:
+    """Tune the last layer in place on share * CE(p) + (1 - share) * CE(p^); c and h stay what they are.
+
+    Args:
+        net: the captioner.
+        data: what it is tuned on.
+        seed: of the batches.
+        steps: how many batches.
+        share: lambda of the paper; 1 is plain training.
+    """
+    decoder, rng = net.decoder, np.random.default_rng(seed)
+    weights = Weights(decoder) if share < 1 else None
+    with torch.no_grad():
+        all_c, all_h, _ = decoder.summands(data.features, data.words[:, :-1])
+
+    def loss() -> Tensor:
+        chosen = torch.tensor(rng.integers(len(data.words), size=2 * BATCH))
+        c, h, wanted = all_c[chosen], all_h[chosen], data.words[chosen, 1:]
         total = share * surprise(decoder.out(c + h), wanted)
         if weights is not None:
-            omega_c, omega_h = weights(features, words)
+            omega_c, omega_h = weights(data.features[chosen], data.words[chosen, :-1])
             total = total + (1 - share) * surprise(decoder.out(omega_c * c + omega_h * h), wanted)
         return total
 
-    _descend(list((decoder.out if last else decoder).parameters()), loss, steps, peak)
+    _descend(list(decoder.out.parameters()), loss, steps, 1e-2)
 
 
 def surprise(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -273,30 +270,42 @@ def measured(net: Captioner, data: Features) -> dict[str, float]:
     }
 
 
-def experiment(seeds: Sequence[int], *, shares: Sequence[float] = SHARES, look: nn.Module | None = None) -> Results:
-    """Tune the same trained captioners in several ways, and measure what they say where nothing goes together.
+def runs(seed: int, look: nn.Module, shares: Sequence[float] = SHARES) -> Iterator[tuple[Way, Captioner, Features]]:
+    """One start: the trained captioner, then as it is tuned in several ways, each with fresh scenes as it sees them.
 
     Args:
-        seeds: each a start: the weights of the decoder, the scenes and the batches.
+        seed: of the weights of the decoder, the scenes and the batches.
+        look: the encoder.
+        shares: lambdas; 1 is plain training.
+    """
+    net = captioner(look, seed)
+    data, fresh = seen(net, for_training(seed)), seen(net, for_testing(seed))
+    train(net, data, seed)
+    yield "start", net, fresh
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    for share in shares:
+        net.load_state_dict(start)
+        tune(net, data, seed + 500, share=share)
+        yield share, net, fresh
+
+
+def experiment(seeds: Sequence[int], *, shares: Sequence[float] = SHARES, look: nn.Module | None = None) -> Results:
+    """What captioners that were tuned in several ways say where nothing goes together.
+
+    Args:
+        seeds: the starts.
         shares: lambdas; 1 is plain training.
         look: the encoder, where one was trained already.
 
     Returns:
-        By the name of a measure: "start" and every share -> (seeds,).
+        Measure -> "start" and every share -> (seeds,).
     """
     look = encoder() if look is None else look
-    found: dict[str, dict[float | str, list[float]]] = {}
+    found: dict[str, dict[Way, list[float]]] = {}
     for seed in seeds:
-        net = captioner(look, seed)
-        data, fresh = seen(net, for_training(seed)), seen(net, for_testing(seed))
-        train(net, data, seed)
-        start = {name: value.clone() for name, value in net.state_dict().items()}
-        for share in ("start", *shares):
-            net.load_state_dict(start)
-            if share != "start":
-                tune(net, data, seed + 500, share=float(share))
+        for way, net, fresh in runs(seed, look, shares):
             for name, value in measured(net, fresh).items():
-                found.setdefault(name, {}).setdefault(share, []).append(value)
+                found.setdefault(name, {}).setdefault(way, []).append(value)
         print(f"seed {seed}: " + ", ".join(f"{k} {v[-1]:.3f}" for k, v in found["hallucinated"].items()), flush=True)
     return {name: {way: np.array(values) for way, values in ways.items()} for name, ways in found.items()}
 
@@ -341,10 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.seeds:
         print(table(experiment(args.seeds, look=look)))
     if args.out:
-        net = captioner(look, 0)
-        data = seen(net, for_training(0))
-        train(net, data, 0)
-        tune(net, data, 500, share=SHARE)
+        *_, (_, net, _) = runs(0, look, [SHARE])
         onnx_lrp.reweigh(write(net, None, length=LENGTH, attention=False), masked=STOPS).save(args.out)
 
 

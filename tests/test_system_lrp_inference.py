@@ -31,6 +31,7 @@ from exporters.captioning_tuning import (
     measured,
     seen,
     surprise,
+    table,
     train,
     tune,
     write_decoder,
@@ -171,7 +172,7 @@ def test_no_gradient_goes_through_omega(net: Captioner, data: Features) -> None:
     assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(slope[at].item(), rel=0.02)
 
 
-def test_tuning_leaves_the_encoder_and_lowers_both_losses(net: Captioner) -> None:
+def test_tuning_is_of_the_last_layer_and_lowers_both_losses(net: Captioner) -> None:
     made = captioner(net.encoder, 0)
     made.load_state_dict(net.state_dict())
     data = seen(made, for_training(101, 300))
@@ -189,8 +190,8 @@ def test_tuning_leaves_the_encoder_and_lowers_both_losses(net: Captioner) -> Non
     after = losses()
     assert after[0] < 0.9 * before[0]
     assert after[1] < 0.9 * before[1]
-    for a, b in zip(made.encoder.parameters(), net.encoder.parameters(), strict=True):
-        assert torch.equal(a, b)
+    changed = {n for (n, a), b in zip(made.named_parameters(), net.parameters(), strict=True) if not torch.equal(a, b)}
+    assert changed == {"decoder.out.weight", "decoder.out.bias"}
 
 
 def test_stop_words_count_in_p_hat_as_in_p(net: Captioner, data: Features) -> None:
@@ -266,6 +267,18 @@ def test_what_goes_together_in_training_and_not_in_testing() -> None:
 
     assert share(for_training(0).words) == pytest.approx({"usual": 0.9, "alone": 0.05}, abs=0.02)
     assert share(for_testing(0).words) == pytest.approx({"usual": 1 / 3, "alone": 1 / 3}, abs=0.05)
+
+
+@pytest.mark.heavy
+def test_tuned_captioners_make_up_fewer_things_over_five_starts() -> None:
+    """The experiment as reported: by mean over starts fewer hallucinations, and more captions that are right."""
+    torch.set_num_threads(1)
+    results = experiment(range(5))
+    print(table(results))
+    for name, sign in (("hallucinated", -1), ("exact", 1), ("precision", 1), ("recall", 1), ("f1", 1)):
+        better = sign * (results[name][SHARE] - results[name][1.0])
+        assert len(better) == 5
+        assert better.mean() > 0
 
 
 @pytest.mark.heavy

@@ -109,13 +109,17 @@ def text(row: np.ndarray) -> str:
 
 truth = drawn.words
 made_up = {w: np.array([len(objects(a) - objects(b)) > 0 for a, b in zip(said[w], truth, strict=True)]) for w in said}
-better = np.flatnonzero(made_up[1.0] & ~made_up[SHARE])
-worse = np.flatnonzero(~made_up[1.0] & made_up[SHARE])
-print(f"start {args.seeds[0]}: of {len(truth)} scenes tuning by p^ mends {len(better)} and spoils {len(worse)}")
+right = {w: (said[w] == truth).all(1) for w in said}
+better, worse = (np.flatnonzero(made_up[a] & right[b]) for a, b in ((1.0, SHARE), (SHARE, 1.0)))
+blank = [int((made_up[a] & ~made_up[b] & ~right[b]).sum()) for a, b in ((1.0, SHARE), (SHARE, 1.0))]
+print(
+    f"start {args.seeds[0]}, {len(truth)} scenes: made up by plain tuning and right with p^ {len(better)}, the other way"
+)
+print(f"round {len(worse)}; made up by one, and by the other neither made up nor right: {blank[0]} and {blank[1]}")
 
 figure = plt.figure(figsize=(11, 6.2), dpi=110)
-grid = figure.add_gridspec(2, 12, height_ratios=(1.15, 1), hspace=0.38, wspace=1.2)
-titles = {"hallucinated": "captions with a thing that is not there, %", "exact": "captions right as a whole, %"}
+grid = figure.add_gridspec(2, 12, height_ratios=(1.15, 1), hspace=0.25, wspace=1.2)
+titles = {"hallucinated": "captions with a thing not there, %", "exact": "captions right as a whole, %"}
 titles["f1"] = "F1 of the four things, %"
 for k, (name, title) in enumerate(titles.items()):
     paired(figure.add_subplot(grid[0, 4 * k : 4 * k + 4]), results[name], title)
@@ -124,11 +128,10 @@ for k, n in enumerate([*better[:3], *worse[:1]]):
     ax.imshow(drawn.image[n].transpose(1, 2, 0))
     ax.set_axis_off()
     for line, way in enumerate((1.0, SHARE)):
-        wrong = made_up[way][n]
+        colour = "#b2182b" if made_up[way][n] else "#1a7837" if right[way][n] else "#666666"
         words = f"{NAMES[way]}: {text(said[way][n])}"
         ax.text(
-            0.5, -0.09 - 0.13 * line, words, transform=ax.transAxes, ha="center", fontsize=7.5,
-            color="#b2182b" if wrong else "#1a7837",
+            0.5, -0.09 - 0.1 * line, words, transform=ax.transAxes, ha="center", fontsize=7.5, color=colour,
         )  # fmt: skip
 figure.savefig(args.out, bbox_inches="tight")
 print(f"wrote {args.out} and {args.model}")

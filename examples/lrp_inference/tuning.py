@@ -112,10 +112,9 @@ made_up = {w: np.array([len(objects(a) - objects(b)) > 0 for a, b in zip(said[w]
 right = {w: (said[w] == truth).all(1) for w in said}
 better, worse = (np.flatnonzero(made_up[a] & right[b]) for a, b in ((1.0, SHARE), (SHARE, 1.0)))
 blank = [int((made_up[a] & ~made_up[b] & ~right[b]).sum()) for a, b in ((1.0, SHARE), (SHARE, 1.0))]
-print(
-    f"start {args.seeds[0]}, {len(truth)} scenes: made up by plain tuning and right with p^ {len(better)}, the other way"
-)
-print(f"round {len(worse)}; made up by one, and by the other neither made up nor right: {blank[0]} and {blank[1]}")
+print(f"start {args.seeds[0]}, {len(truth)} scenes, captions with a thing that is not there:")
+print(f"  of plain tuning that are right with p^: {len(better)}; that are neither with p^: {blank[0]}")
+print(f"  with p^ that are right by plain tuning: {len(worse)}; that are neither by plain tuning: {blank[1]}")
 
 figure = plt.figure(figsize=(11, 6.2), dpi=110)
 grid = figure.add_gridspec(2, 12, height_ratios=(1.15, 1), hspace=0.25, wspace=1.2)
@@ -131,7 +130,7 @@ for k, n in enumerate([*better[:3], *worse[:1]]):
         colour = "#b2182b" if made_up[way][n] else "#1a7837" if right[way][n] else "#666666"
         words = f"{NAMES[way]}: {text(said[way][n])}"
         ax.text(
-            0.5, -0.09 - 0.1 * line, words, transform=ax.transAxes, ha="center", fontsize=7.5, color=colour,
+            0.5, -0.09 - 0.1 * line, words, transform=ax.transAxes, ha="center", fontsize=7, color=colour,
         )  # fmt: skip
 figure.savefig(args.out, bbox_inches="tight")
 print(f"wrote {args.out} and {args.model}")

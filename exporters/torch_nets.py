@@ -22,6 +22,7 @@ VGG16 = (2, 2, 3, 3, 3)
 VGG19 = (2, 2, 4, 4, 4)
 RESNET18 = (2, 2, 2, 2)
 RESNET50 = (3, 4, 6, 3)
+RESNET152 = (3, 8, 36, 3)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -184,10 +185,13 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(before, classes)
 
+    def features(self, x: Tensor) -> Tensor:
+        """Return the maps of the last block, a 32nd of the picture's size."""
+        return self.blocks(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of a batch of pictures."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.fc(torch.flatten(self.avgpool(self.blocks(x)), 1))
+        return self.fc(torch.flatten(self.avgpool(self.features(x)), 1))
 
 
 class MobileNet(nn.Module):
@@ -277,6 +281,11 @@ def resnet18(*, seed: int = 0, **options: object) -> ResNet:
 def resnet50(*, seed: int = 0, **options: object) -> ResNet:
     """Return ResNet-50 with random weights; `options` as in `ResNet`."""
     return randomize(ResNet(Bottleneck, RESNET50, **options), seed)  # type: ignore[arg-type]
+
+
+def resnet152(*, seed: int = 0, **options: object) -> ResNet:
+    """Return ResNet-152 with random weights; `options` as in `ResNet`."""
+    return randomize(ResNet(Bottleneck, RESNET152, **options), seed)  # type: ignore[arg-type]
 
 
 def mobilenet(*, seed: int = 0, **options: object) -> MobileNet:

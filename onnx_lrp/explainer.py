@@ -184,6 +184,7 @@ class Explainer:
             self.tokenizer,
             joined.get("against_used"),
             tuple(n for n in self.session.inputs if n not in axes) + tuple(n for n in self._own if self._is_apart(n)),
+            {tensor: joined[name] for tensor, name in self.explained.values.items()},
         )
 
     def stream(self, batches: Iterable[Inputs]) -> Iterator[Explanation]:

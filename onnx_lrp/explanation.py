@@ -35,6 +35,7 @@ class Explanation:
         tokenizer: of the texts that were explained, if any.
         against: classes whose score was subtracted, int64 (N,); None unless that was asked for.
         shared: inputs that all samples have in common, such as the images that a caption is compared with.
+        values: inner tensors that were asked for, by name.
     """
 
     outputs: dict[str, Array]
@@ -48,6 +49,7 @@ class Explanation:
     tokenizer: Tokenizer | None = field(default=None, repr=False)
     against: Array | None = None
     shared: tuple[str, ...] = ()
+    values: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -71,6 +73,7 @@ class Explanation:
             outputs, relevance, self.target[index], self.score[index], absorbed, inputs, self.method, delta
         )
         found.tokenizer, found.against, found.shared = self.tokenizer, against, self.shared
+        found.values = cut(self.values)
         return found
 
     def total(self) -> Array:
@@ -157,6 +160,7 @@ class Explanation:
         """Everything but the inputs, under the names that a .npz file of it has."""
         found = {f"relevance/{k}": v for k, v in self.relevance.items()}
         found |= {f"output/{k}": v for k, v in self.outputs.items()}
+        found |= {f"value/{k}": v for k, v in self.values.items()}
         found |= {"target": self.target, "score": self.score}
         sums = {"absorbed": self.absorbed, "delta": self.delta, "against": self.against}
         return found | {name: array for name, array in sums.items() if array is not None}

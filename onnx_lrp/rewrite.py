@@ -49,6 +49,7 @@ class Explained:
         masks: masked tensor -> its axis of channels; the graph input is ``mask/<tensor>``.
         across: input whose samples are the classes -> the class axis that is: the images, of a similarity (N, B) of N
             captions and B images.
+        values: inner tensor -> name of the graph output that holds its value.
     """
 
     model: onnx.ModelProto
@@ -62,6 +63,7 @@ class Explained:
     ledger: list[Entry] = field(default_factory=list, repr=False)
     masks: dict[str, int] = field(default_factory=dict)
     across: dict[str, int] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model under a temporary name and rename it; above 2 GiB the weights lie beside it.
@@ -83,6 +85,7 @@ def rewrite(
     inputs: Sequence[str] | None = None,
     shapes: Shapes | None = None,
     layers: Sequence[str] = (),
+    values: Sequence[str] = (),
     output: str | None = None,
     target: Target = "input",
     start: Start | None = None,
@@ -105,6 +108,7 @@ def rewrite(
         shapes: lengths of inputs to take as fixed, such as {"input": (None, 576)}; None leaves an axis as it is. For
             models whose inner ranks depend on them.
         layers: further tensors whose relevance is an output.
+        values: inner tensors whose value is an output, such as attention maps to show beside the explanation.
         output: the explained tensor; default: the first output, or what feeds its final Softmax, LogSoftmax, Sigmoid.
         target: "input" (graph input ``target``, default -1: arg max), "argmax", an int, or one int per class axis.
         start: "logit", "one", "softmax", "contrast" or "input"; default: the method's.
@@ -138,6 +142,7 @@ def rewrite(
         inputs=inputs,
         shapes=shapes,
         layers=layers,
+        values=values,
         output=output,
         target=target,
         start=start,
@@ -159,6 +164,7 @@ def rewrite_with_accounts(
     inputs: Sequence[str] | None = None,
     shapes: Shapes | None = None,
     layers: Sequence[str] = (),
+    values: Sequence[str] = (),
     output: str | None = None,
     target: Target = "input",
     start: Start | None = None,
@@ -189,7 +195,7 @@ def rewrite_with_accounts(
         raise ModelError(f"the model already has a tensor named '{EXPLAIN}', which the switch needs; rename it")
     explained, head = find_explained(v, output)
     reported = {**_reported_inputs(v, inputs), **{name: ([v.value(name)], False) for name in layers}}
-    wanted = {x: name for name, (values, _) in reported.items() for x in values}
+    wanted = {x: name for name, (tensors, _) in reported.items() for x in tensors}
     plan = chosen.plan(v, explained, wanted)
     passes = functools.partial(see, fold_batchnorm=fold)
 
@@ -233,9 +239,9 @@ def rewrite_with_accounts(
     reported |= {name: ([x], False) for name, x in plan.layers.items()}
     outputs: list[Value] = []
     names: dict[str, str] = {}
-    for name, (values, is_token) in reported.items():
+    for name, (tensors, is_token) in reported.items():
         with e.scope(name, chosen.name, f"relevance of {name}"):
-            parts = [plan.report(e, x, found) for x in values]
+            parts = [plan.report(e, x, found) for x in tensors]
             if is_token:
                 parts = [e.op("ReduceSum", part, ints(e, [-1]), keepdims=0) for part in parts]
             result = functools.reduce(operator.add, parts)
@@ -246,6 +252,8 @@ def rewrite_with_accounts(
     if first.against is not None:
         outputs.append(e.rename(first.against, "against_used"))
     outputs.extend(keeper.outputs())
+    shown = {name: f"value/{name}" for name in values}
+    outputs.extend(e.rename(v.value(name), given) for name, given in shown.items())
     extras = plan.extras(e, found, first)
     outputs.extend(e.rename(value, name) for name, value in extras.items())
     added = e.export(outputs)
@@ -279,6 +287,7 @@ def rewrite_with_accounts(
         keeper.entries,
         mask_axes(masks),
         {} if first.single else _across(v, explained),
+        shown,
     )
 
 

@@ -59,6 +59,8 @@ def add_rewriting(
     if layers:
         about = "report this inner tensor, too; may be repeated"
         more.add_argument("--layer", "--layers", action="append", default=[], metavar="TENSOR", help=about)
+        about = "write the value of this inner tensor, too, such as an attention map; may be repeated"
+        more.add_argument("--value", action="append", default=[], metavar="TENSOR", help=about)
     more.add_argument(
         "--output", metavar="TENSOR", help="the explained tensor; default: the first output, before its softmax"
     )
@@ -75,6 +77,7 @@ def rewriting(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **chosen,
         "layers": layer if isinstance(layer := getattr(args, "layer", None), list) else [],
+        "values": getattr(args, "value", []),
         "shapes": dict(args.shape),
         "output": args.output,
         "start": args.start,

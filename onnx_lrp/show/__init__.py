@@ -26,6 +26,8 @@ from onnx_lrp.show.heatmap import (
 from onnx_lrp.show.html import text_page
 from onnx_lrp.show.terminal import text_lines
 from onnx_lrp.show.text import text_rows
+from onnx_lrp.show.words import words_picture
+from onnx_lrp.show.zscores import z_pixels, z_tokens
 
 __all__ = [
     "CHANNELS",
@@ -57,4 +59,7 @@ __all__ = [
     "text_rows",
     "triptych",
     "word_matrix",
+    "words_picture",
+    "z_pixels",
+    "z_tokens",
 ]

@@ -4,7 +4,7 @@ A GRU reads the question. What it makes of it steers where two glimpses look in 
 their places; and its product with what the glimpses see is the joint representation, on which the answer is linear. It
 is the Hadamard product of the name: low-rank bilinear pooling.
 
-    python -m exporters.mlb --out examples/mlb/mlb.onnx
+    python -m exporters.mlb --out examples/mlb/mlb.onnx --sample examples/mlb/question.npz
     python -m exporters.mlb --out mlb.onnx --published
 
 The small network is trained on exporters.scenes; the one of the published sizes has random weights.
@@ -185,12 +185,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m exporters.mlb", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", required=True, type=Path, help="the file to write")
+    parser.add_argument("--sample", type=Path, help="an .npz to write a scene and a question to")
     parser.add_argument("--published", action="store_true", help="published sizes, random weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--dynamo", action="store_true", help="use torch's newer exporter")
     parser.add_argument("--opset", type=int, default=18)
     args = parser.parse_args(arguments)
+    if args.sample:
+        drawn = scenes.scenes(1, seed=1)
+        np.savez_compressed(args.sample, image=drawn.image, tokens=scenes.questions(drawn, seed=1).tokens)
     if args.published:
         write(published(args.seed), args.out, size=448, opset=args.opset, dynamo=args.dynamo)
         return

@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 
 from onnx_lrp import model as models
-from onnx_lrp.adjoints.shapes import ints
 from onnx_lrp.backward import Relevance, reverse
 from onnx_lrp.canonical import see, view
 from onnx_lrp.emit import Value
@@ -243,7 +242,7 @@ def rewrite_with_accounts(
         with e.scope(name, chosen.name, f"relevance of {name}"):
             parts = [plan.report(e, x, found) for x in tensors]
             if is_token:
-                parts = [e.op("ReduceSum", part, ints(e, [-1]), keepdims=0) for part in parts]
+                parts = [plan.per_token(e, part) for part in parts]
             result = functools.reduce(operator.add, parts)
         names[name] = f"relevance/{name}"
         outputs.append(e.rename(result, names[name]))

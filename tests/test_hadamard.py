@@ -130,6 +130,14 @@ def test_the_relu_is_guided_only_if_asked() -> None:
     assert {r.rule for r in rewrite(mlb(), Hadamard("product", guided=False)).table if r.op == "Relu"} == {"gradient"}
 
 
+def test_magnitudes_of_tokens() -> None:
+    """The sum of magnitudes over the features of each word, and nothing else is changed."""
+    exact = run_double(rewrite(mlb(), Hadamard("product", magnitude=True)).model, feeds())
+    expected = reference(None, True)
+    assert worst(exact["relevance/tokens"], np.abs(expected["embedded"]).sum(2)) <= EXACT
+    assert worst(exact["relevance/image"], expected["image"]) <= EXACT
+
+
 def test_what_one_input_gets_does_not_depend_on_which_are_reported() -> None:
     both = run_double(rewrite(mlb(), Hadamard("product")).model, feeds())
     for name in ("image", "tokens"):
@@ -176,14 +184,18 @@ def test_an_input_of_both_factors_alike_is_explained_by_both() -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(InputError, match=r"there are several Mul .*name one with node=: attention, product"):
+    with pytest.raises(
+        InputError, match=r"several Mul .*: attention, product; name one, such as hadamard:node=product"
+    ):
         rewrite(mlb(), "hadamard")
-    with pytest.raises(InputError, match=r"'Softmax_22' is no Mul of two tensors.*: attention, product"):
+    with pytest.raises(InputError, match=r"'Softmax_22' is no Mul of two tensors.*: attention, product;"):
         rewrite(mlb(), Hadamard("Softmax_22"))
     with pytest.raises(InputError, match=r"needs a Mul of two tensors of one shape .*; there is none"):
         rewrite(two_branches("Add"), "hadamard")
     with pytest.raises(InputError, match="factor is 0 or 1"):
         Hadamard(factor=2)
+    with pytest.raises(InputError, match="magnitude is True or False"):
+        Hadamard(magnitude=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="image has no influence on the factors of product"):
         rewrite(mlb(), Hadamard("product", factor=1), inputs=["image"])
     with pytest.raises(InputError, match="explains no class"):
@@ -218,7 +230,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["explain", "mlb.onnx", "sample.npz", *both, "-o", "both.png", "-q"]) == 0
     assert main(["rewrite", "mlb.onnx", "-m", "hadamard:node=product", "-q"]) == 0
     for argv, words in (
-        (["-m", "hadamard"], "name one with node=: attention, product"),
+        (["-m", "hadamard"], "attention, product; name one, such as hadamard:node=product"),
         (["-m", "hadamard:node=product", "--start", "one"], "leave --output, --start, --against and --target away"),
         (["-m", "hadamard:node=product", "-t", "1"], "by a method that explains no class"),
     ):

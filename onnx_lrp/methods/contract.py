@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from onnx_lrp.adjoints.shapes import expand_like, zeros_like
+from onnx_lrp.adjoints.shapes import expand_like, ints, zeros_like
 from onnx_lrp.backward import Relevance, Step, reverse
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.places import Place
@@ -28,6 +28,11 @@ Run = Callable[
 def nothing(e: Emitter, found: Found, seed: Seed) -> Mapping[str, Value]:
     """No outputs besides."""
     return {}
+
+
+def summed(e: Emitter, rows: Value) -> Value:
+    """What a token gets: the sum over the features of its embedding."""
+    return e.op("ReduceSum", rows, ints(e, [-1]), keepdims=0)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Plan:
         layers: further tensors that it reports on of its own accord.
         extras: further outputs by name, one number per sample.
         score: what is explained, (N,), for a method that explains no class: then target, start and output have no say.
+        per_token: what a token gets of what its row of the embedding (..., D) got.
     """
 
     walks: Sequence[Walk]
@@ -65,6 +71,7 @@ class Plan:
     layers: Mapping[str, Value] = field(default_factory=dict)
     extras: Callable[[Emitter, Found, Seed], Mapping[str, Value]] = nothing
     score: Value | None = None
+    per_token: Callable[[Emitter, Value], Value] = summed
 
 
 class Method(Protocol):

@@ -11,7 +11,7 @@ from onnx_lrp.adjoints.shapes import expand_like, ints, zeros_like
 from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
-from onnx_lrp.methods.contract import Found, Plan, StepFor, Walk
+from onnx_lrp.methods.contract import Found, Plan, StepFor, Walk, summed
 from onnx_lrp.methods.gradients import Gradient, GuidedBackprop
 from onnx_lrp.target import Start
 from onnx_lrp.view import View, mark_active
@@ -34,11 +34,14 @@ class Hadamard:
         node: name of the Mul, or of the tensor that it gives; default: the only one of two live tensors of one shape.
         factor: 0 or 1, to explain every input by this factor alone.
         guided: pass a ReLU only where what comes back is positive, as in guided backpropagation.
+        magnitude: a token gets Σ|g| over the features of its embedding, which the paper shows as standard scores
+            (:func:`onnx_lrp.show.z_tokens`), and not their sum, in which the signs of a derivative cancel.
     """
 
     node: str | None = None
     factor: int | None = None
     guided: bool = True
+    magnitude: bool = False
     name: ClassVar[str] = "hadamard"
     start: ClassVar[Start] = "one"
     tensors: ClassVar[Sequence[str]] = ()
@@ -47,8 +50,9 @@ class Hadamard:
         """See that the options make sense."""
         if self.factor not in (None, 0, 1):
             raise InputError(f"factor is 0 or 1, the first or the second of the product, not {self.factor!r}")
-        if not isinstance(self.guided, bool):
-            raise InputError(f"guided is True or False, not {self.guided!r}")
+        for option in ("guided", "magnitude"):
+            if not isinstance(getattr(self, option), bool):
+                raise InputError(f"{option} is True or False, not {getattr(self, option)!r}")
 
     def plan(self, v: View, explained: Value, reported: Mapping[Value, str]) -> Plan:
         """A walk from every factor that explains any input."""
@@ -63,7 +67,7 @@ class Hadamard:
         with v.e.scope(call.site, self.name, f"distance of the factors of {call.site} from their product"):
             walks = [_walk(v.e, call, k, step_for, wanted[k]) for k in (0, 1) if wanted[k]]
             score = _half_squares(v.e, [r.factor for walk in walks for r in (walk.seeds or {}).values()])
-        return Plan(walks, _report, score=score)
+        return Plan(walks, _report, score=score, per_token=_magnitude if self.magnitude else summed)
 
     def _find(self, v: View) -> Call:
         """The product, by its name or because there is no other.
@@ -81,7 +85,8 @@ class Hadamard:
         if len(named) != 1:
             what = f"'{self.node}' is no" if self.node is not None else "there are several"
             kind = "Mul of two tensors of one shape that both depend on inputs"
-            raise InputError(f"{what} {kind}; name one with node=: {names}")
+            # The last one is mostly what is meant: those before it steer attention.
+            raise InputError(f"{what} {kind}: {names}; name one, such as hadamard:node={found[-1].site}")
         return named[0]
 
     def _wanted(self, v: View, call: Call, reported: Sequence[Value]) -> list[list[Value]]:
@@ -140,6 +145,10 @@ def _half_squares(e: Emitter, differences: Sequence[Value]) -> Value:
         total = squares if total is None else total + squares
     assert total is not None
     return total * 0.5
+
+
+def _magnitude(e: Emitter, rows: Value) -> Value:
+    return e.op("ReduceL1", rows, ints(e, [-1]), keepdims=0)
 
 
 def _report(e: Emitter, x: Value, found: Found) -> Value:

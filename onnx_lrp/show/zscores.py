@@ -33,8 +33,8 @@ def z_tokens(gradient: ArrayLike, content: ArrayLike | None = None) -> Scores:
     """Standard scores of the tokens of each text, (n - mean) / std of n_i = Σ_d |g_id| (Kim and Zhang 2017).
 
     Args:
-        gradient: of the embedded tokens, (N, T, D): report it with ``layers``, by the name of the tensor of embeddings
-            (what an input of token ids gets by itself is summed with its signs). Or (N, T), whose magnitudes are taken.
+        gradient: of the embedded tokens, (N, T, D), as reported with ``layers``; or (N, T), the magnitudes n that
+            ``Hadamard(magnitude=True)`` reports for an input of token ids.
         content: which tokens are of the text, bool (N, T); what is not (padding) has no part in mean and deviation, and
             gets 0. Default: all.
 

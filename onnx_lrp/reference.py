@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from onnx.reference.ops import (
     op_scan,
 )
 
-from onnx_lrp.opsets import all_graphs
+from onnx_lrp.opsets import all_graphs, graphs_in
 from onnx_lrp.recurrent_reference import GRU, LSTM, RNN
 
 DOUBLE = TensorProto.DOUBLE
@@ -390,7 +390,34 @@ def run_double(
         double.graph.input.append(helper.make_tensor_value_info(name, DOUBLE if kind in FLOATS else kind, array.shape))
     session = evaluator(double)
     fed = {n: x.astype(np.float64) if _is_float(x) else x for n, x in {**feeds, **held}.items()}
-    return dict(zip(session.output_names, session.run(None, fed), strict=True))
+    return _run(session, double.graph, fed)
+
+
+def _run(session: ReferenceEvaluator, graph: GraphProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """What `session.run` gives; but onnx's keeps every tensor to the end, and this one none after its last reader.
+
+    Explanations of deep networks for large pictures would need many times the memory otherwise.
+    """
+    nodes, wanted = session.rt_nodes_, set(session.output_names)
+    last = {name: k for k, node in enumerate(graph.node) for name in _read_by(node)}
+    known: dict[str, Any] = {"": None, **session.rt_inits_, **feeds}
+    for k, (node, source) in enumerate(zip(nodes, graph.node, strict=True)):
+        inputs = [known[name] for name in node.input]
+        made = node.run(*inputs, context=known) if node.need_context() else node.run(*inputs)
+        known |= dict(zip(node.output, made, strict=False))
+        for name in {*_read_by(source), *source.output} - wanted - {""}:
+            if last.get(name, k) <= k:
+                known.pop(name, None)
+    return {name: known[name] for name in session.output_names}
+
+
+def _read_by(node: NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, or that a node of a graph inside of it does."""
+    yield from node.input
+    for graph in graphs_in(node).values():
+        for inner in all_graphs(graph):
+            yield from (name for part in inner.node for name in part.input)
+            yield from (output.name for output in inner.output)
 
 
 def _is_float(x: Array) -> bool:

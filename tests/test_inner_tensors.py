@@ -15,6 +15,7 @@ from onnx_lrp.backward import Relevance
 from onnx_lrp.emit import Value
 from onnx_lrp.errors import InputError
 from onnx_lrp.methods import Plan, Walk
+from onnx_lrp.runtime import Session
 from onnx_lrp.view import View
 from tests.layers import Net, quarters
 from tests.support import run_double
@@ -109,3 +110,40 @@ def test_a_method_of_its_own_score_takes_no_class(options: dict[str, Any]) -> No
         Explainer(branching(("N", 4)), Energy(), device="cpu")(X, target=1)
     with pytest.raises(InputError, match="'c' or 'n' does not depend on y"):
         rewrite(branching(("N", 4)), Energy(), inputs=["y"])
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_values_of_inner_tensors_are_outputs() -> None:
+    """As the model itself makes them, batch by batch, and cut with the explanation."""
+    model = branching(SHAPES["matrix"])
+    wider = onnx.ModelProto()
+    wider.CopyFrom(model)
+    wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in ("c", "d"))
+    expected = Session(wider, device="cpu").run({"x": X}, ["c", "d"])
+    explainer = Explainer(model, "epsilon", values=["c", "d", "c"], batch_size=2, device="cpu")
+    found = explainer(X)
+    assert list(found.values) == ["c", "d"]
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found.values[name], value)
+        np.testing.assert_array_equal(found[1].values[name], value[1:2])
+        np.testing.assert_array_equal(found.arrays()[f"value/{name}"], value)
+    assert list(found.relevance) == ["x"]
+    (output,) = (o for o in explainer.explained.model.graph.output if o.name == "value/c")
+    assert [d.dim_param or d.dim_value for d in output.type.tensor_type.shape.dim] == ["N", 5]
+
+
+def test_values_behind_a_switch_and_of_inputs() -> None:
+    model = branching(SHAPES["matrix"])
+    switched = rewrite(model, "epsilon", values=["x", "d"], switch=True).model
+    session = Session(switched, device="cpu")
+    shown = session.run({"x": X})
+    np.testing.assert_array_equal(shown["value/x"], X)
+    assert shown["value/d"].shape == (3, 5)
+    assert not session.run({"x": X, "explain": np.array(False)})["value/d"].size
+
+
+def test_values_of_no_tensor() -> None:
+    with pytest.raises(InputError, match="no tensor named 'nothing'"):
+        rewrite(branching(SHAPES["matrix"]), "epsilon", values=["nothing"])

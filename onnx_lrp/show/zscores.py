@@ -58,12 +58,13 @@ def _scores(rows: Scores, among: NDArray[np.bool_]) -> Scores:
     """Scores over the last axis, of the entries that count."""
     count = np.maximum(among.sum(-1, keepdims=True), 1)
     away = np.where(among, rows - (rows * among).sum(-1, keepdims=True) / count, 0.0)
-    deviation = np.sqrt((away**2).sum(-1, keepdims=True) / count)
     # Told by the entries themselves: the mean of equal numbers may be off by a rounding, and so may each from it.
     high = rows.max(-1, keepdims=True, where=among, initial=-np.inf)
-    low = rows.min(-1, keepdims=True, where=among, initial=np.inf)
-    spread = (high > low) & (deviation > 0)
-    return np.asarray(np.where(spread, away / np.where(spread, deviation, 1.0), 0.0))
+    spread = high > rows.min(-1, keepdims=True, where=among, initial=np.inf)
+    size = np.abs(away).max(-1, keepdims=True)
+    away = np.where(spread, away / np.where(spread, size, 1.0), 0.0)  # in units whose squares are no underflow
+    deviation = np.sqrt((away**2).sum(-1, keepdims=True) / count)
+    return np.asarray(away / np.where(spread, deviation, 1.0))
 
 
 def _finite(gradient: ArrayLike) -> Scores:

@@ -176,7 +176,8 @@ def write(
 ) -> onnx.ModelProto:
     """Export the network for pictures of `size`; batch and length of the questions stay open."""
     tokens = torch.tensor([[5, 1, 0], [5, 2, 6]])
-    example = {"image": torch.rand(2, 3, size, size), "tokens": tokens}
+    pixels = torch.rand(2, 3, size, size, dtype=model.answer.weight.dtype)
+    example = {"image": pixels, "tokens": tokens}
     axes = {"image": {0: "batch"}, "tokens": {0: "batch", 1: "length"}, "logits": {0: "batch"}}
     return export(model, path, example, "logits", axes, opset=opset, dynamo=dynamo)
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from exporters.recurrence import whole_recurrence
 
 
 class Attention(nn.Module):
@@ -240,7 +243,8 @@ def export(
         fold: let TorchScript's exporter compute what depends on weights alone, such as transposed ones. Without,
             every initializer is a parameter of the module, under its name.
     """
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    whole = whole_recurrence() if dynamo else nullcontext()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), whole:
         warnings.simplefilter("ignore")  # about the exporter's age, and about what traces take as constant
         file = Path(folder, "model.onnx") if path is None else Path(path)
         if dynamo:

@@ -97,22 +97,18 @@ def network(separate: bool = True) -> mlb.MLB:
 
 
 @functools.cache
-def exported(separate: bool = True, dynamo: bool = False) -> onnx.ModelProto:
-    return mlb.write(network(separate), None, dynamo=dynamo)
-
-
-FORMS = {"torchscript": (True, False), "dynamo": (True, True), "joined projection": (False, False)}
+def exported(form: str) -> onnx.ModelProto:
+    return mlb.write(network(separate=form != "joined"), None, dynamo=form == "dynamo")
 
 
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "plain"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["torchscript", "dynamo", "joined"])
 def test_gradients_are_those_of_torch(form: str, guided: bool) -> None:
-    separate, dynamo = FORMS[form]
-    feeds, model = feeds_of(*few()), exported(separate, dynamo)
+    feeds, model = feeds_of(*few()), exported(form)
     words = embedded(model)
     options: dict[str, Any] = {"method": Hadamard(guided=guided, magnitude=True), "layers": [words]}
     found = Explainer(model, **options, device="cpu", threads=1)(feeds)
-    expected = gradients(network(separate), feeds, guided)
+    expected = gradients(network(separate=form != "joined"), feeds, guided)
     assert worst(found.score, expected["score"]) <= 1e-5
     assert worst(found.relevance["image"], expected["image"]) <= 1e-5
     assert worst(found.relevance[words], expected["words"]) <= 1e-5
@@ -131,6 +127,21 @@ def test_gradients_are_those_of_torch_in_double(guided: bool) -> None:
     assert worst(found[f"relevance/{words}"], expected["words"]) <= 1e-9
 
 
+def test_the_newer_exporter_keeps_the_gru_whole() -> None:
+    """Also in a process in which torch has loaded its own step by step version, and whatever the length."""
+    import torch._decomp
+
+    model, (drawn, asked) = exported("dynamo"), few()
+    assert [n.op_type for n in model.graph.node].count("GRU") == 1
+    for length in (8, scenes.LENGTH):
+        tokens = asked.tokens[:, :length]
+        with torch.no_grad():
+            expected = network()(torch.tensor(drawn.image), torch.tensor(tokens)).numpy()
+        assert worst(run(model, {"image": drawn.image, "tokens": tokens})["logits"], expected) <= 1e-5
+    kernels = torch.ops.aten.gru.input.py_kernels
+    assert torch._C.DispatchKey.CompositeImplicitAutograd in kernels, "given back"
+
+
 def test_the_oracles_differ() -> None:
     """Guided and plain gradients are not the same here, so that the agreements say something."""
     one, other = (gradients(network(), feeds_of(*few()), guided)["image"] for guided in (True, False))
@@ -139,8 +150,8 @@ def test_the_oracles_differ() -> None:
 
 def test_values_of_attention_are_those_of_torch() -> None:
     feeds, net = feeds_of(*few()), network()
-    for dynamo in (False, True):
-        model = exported(dynamo=dynamo)
+    for form in ("torchscript", "dynamo"):
+        model = exported(form)
         name = attention(model)
         found = Explainer(model, "hadamard", values=[name], device="cpu", threads=1)(feeds).values[name]
         tokens = torch.tensor(feeds["tokens"])
@@ -164,7 +175,8 @@ def test_answers_have_no_say_but_the_question_has() -> None:
             changed = numpy_helper.to_array(tensor)[::-1] * np.float32(-3)
             tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
     assert other != model
-    drawn, asked = few()
+    drawn = scenes.scenes(20, seed=2)
+    asked = scenes.questions(drawn, seed=2)
     method, name = Hadamard(magnitude=True), attention(model)
     explainers = [Explainer(m, method, values=[name], device="cpu", threads=1) for m in (model, other)]
     first, second = (explainer(feeds_of(drawn, asked)) for explainer in explainers)
@@ -172,13 +184,14 @@ def test_answers_have_no_say_but_the_question_has() -> None:
     for tensor in ("image", "tokens"):
         np.testing.assert_array_equal(first.relevance[tensor], second.relevance[tensor])
     elsewhere = asked.tokens.copy()
-    elsewhere[np.arange(FEW), asked.content] = [
-        scenes.WORDS.index(list(scenes.COLOURS)[c]) for c in drawn.colours[np.arange(FEW), 1 - asked.asked]
+    rows = np.arange(len(elsewhere))
+    elsewhere[rows, asked.content] = [
+        scenes.WORDS.index(list(scenes.COLOURS)[c]) for c in drawn.colours[rows, 1 - asked.asked]
     ]
     turned = explainers[0]({"image": drawn.image, "tokens": elsewhere})
-    for sample in range(FEW):
-        assert worst(turned.relevance["image"][sample], first.relevance["image"][sample]) > 0.1
-        assert worst(turned.values[name][sample], first.values[name][sample]) > 0.1
+    # In most samples by about as much as there is: what is looked at is another thing.
+    for one, two in ((turned.relevance["image"], first.relevance["image"]), (turned.values[name], first.values[name])):
+        assert np.median([worst(a, b) for a, b in zip(one, two, strict=True)]) > 0.5
 
 
 # ---- 3 and 4: the trained network ------------------------------------------------------------------------------------

@@ -204,6 +204,8 @@ def verify(
         {k: v for k, v in feeds.items() if k in session.inputs}
     )
     outputs = {name: _difference(found[name], value) for name, value in plain.items()}
+    fed, providers = set(session.inputs), session.providers
+    del session  # the float64 run needs the memory that it holds
     notes: list[str] = []
     names = explained.relevance.values()
     narrow = any(t.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16) for t in source.weights.values())
@@ -236,7 +238,7 @@ def verify(
     total = sum(
         float(found[name].astype(np.float64).sum())
         for tensor, name in explained.relevance.items()
-        if tensor in session.inputs
+        if tensor in fed
     )
     reference = {} if exact is found else {n: compare(found[n], exact[n]) for n in names}
     return Verification(
@@ -247,7 +249,7 @@ def verify(
         total,
         float(found["absorbed"].sum()) if conserves else 0.0,
         narrow,
-        session.providers,
+        providers,
         notes,
     )
 

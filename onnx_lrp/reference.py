@@ -389,6 +389,7 @@ def run_double(
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         double.graph.input.append(helper.make_tensor_value_info(name, DOUBLE if kind in FLOATS else kind, array.shape))
     session = evaluator(double)
+    del double.graph.initializer[:]  # the session has them as arrays
     fed = {n: x.astype(np.float64) if _is_float(x) else x for n, x in {**feeds, **held}.items()}
     return _run(session, double.graph, fed)
 

@@ -236,9 +236,7 @@ def verify(
             "the ledger is of the float32 run"
         )
     total = sum(
-        float(found[name].astype(np.float64).sum())
-        for tensor, name in explained.relevance.items()
-        if tensor in fed
+        float(found[name].astype(np.float64).sum()) for tensor, name in explained.relevance.items() if tensor in fed
     )
     reference = {} if exact is found else {n: compare(found[n], exact[n]) for n in names}
     return Verification(

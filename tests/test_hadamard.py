@@ -214,6 +214,19 @@ def test_squares_and_broadcast_products_are_no_candidates() -> None:
         rewrite(net.model(y), "hadamard")
 
 
+def test_a_gate_for_all_places_of_an_open_size_is_no_candidate() -> None:
+    """Attention multiplies every place by one vector: also where the number of places is not known."""
+    net = Net(seed=1)
+    image, x = net.input("image", "N", 3, "H", "W"), net.input("x", "N", 3)
+    gate = net("Unsqueeze", net("Tanh", x), net.const([2, 3], np.int64))
+    pooled = net("ReduceMean", net("Mul", gate, net("Tanh", image)), net.const([2, 3], np.int64), keepdims=0)
+    product = net("Mul", pooled, net("Sigmoid", x), name="meeting")
+    explained = rewrite(net.model(product), "hadamard")
+    rng = np.random.default_rng(0)
+    found = run_double(explained.model, {"image": rng.standard_normal((2, 3, 4, 5)), "x": rng.standard_normal((2, 3))})
+    assert found["relevance/image"].any()
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 

@@ -109,8 +109,12 @@ def _is_product(call: Call) -> bool:
     a, b = call.given(0), call.given(1)
     if a is b or a.facts.const or b.facts.const or a.facts.shape is None or b.facts.shape is None:
         return False
-    lengths = zip(a.shape, b.shape, strict=False)
-    return a.rank == b.rank > 0 and all(x == y or not (isinstance(x, int) and isinstance(y, int)) for x, y in lengths)
+    return a.rank == b.rank > 0 and all(map(_may_be_same, a.shape, b.shape))
+
+
+def _may_be_same(x: int | str | None, y: int | str | None) -> bool:
+    """Whether two lengths are one; a length of 1 beside one that is not known is there to be broadcast."""
+    return x == y or (1 not in (x, y) and not (isinstance(x, int) and isinstance(y, int)))
 
 
 def _reaches(v: View, x: Value, factor: Value) -> bool:

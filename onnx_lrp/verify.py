@@ -191,6 +191,7 @@ def verify(
 
     Raises:
         OnnxLrpError: as for :func:`onnx_lrp.rewrite`; InputError where inputs do not fit.
+        MemoryError: the float64 run needs more memory than there is.
     """
     source = models.load(model, options.pop("shapes", None))
     chosen = find_method(method)
@@ -229,6 +230,8 @@ def verify(
                     f"in {count} windows of pools the largest values are equal up to rounding, and float64 picks "
                     "another: relevance is compared for the same winners"
                 )
+    except MemoryError:  # that says nothing about the model, so it must not pass as verified
+        raise
     except Exception as error:  # the reference implementation lacks operators and forms here and there
         exact = found
         notes.append(

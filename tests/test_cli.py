@@ -503,6 +503,16 @@ def test_verify(call, monkeypatch):
     assert "takes one input" in call("verify", SHAPES, GALLERY, code=2).err
 
 
+def test_verify_does_not_pass_for_want_of_memory(call, monkeypatch):
+    """What could not be compared because memory ran out is not verified."""
+
+    def full(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("onnx_lrp.verify.run_double", full)
+    assert "not enough memory" in call("verify", SHAPES, code=2).err
+
+
 # ---- listings and doctor -------------------------------------------------------------------------------------------
 
 

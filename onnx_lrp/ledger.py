@@ -39,7 +39,8 @@ class Ledger:
 
     def __init__(self, e: Emitter, score: Value, mode: Accounts, like: Sequence[Value] = ()):
         self._e, self._mode, self._score = e, mode, score
-        self._batches = [x.shape[0] for x in (score, *like) if x.rank and x.shape[0] is not None]
+        shapes = [x.facts.shape for x in (score, *like)]
+        self._batches = [shape[0] for shape in shapes if shape and shape[0] is not None]
         self._items: list[tuple[str, str, Value]] = []
         self._pages: list[list[tuple[str, Value]]] = []
         self.entries: list[Entry] = []

@@ -211,7 +211,7 @@ def rewrite_with_accounts(
     else:
         first = no_class(e, explained, plan.score)
     masked, unmet = mask_inputs(v, masks), set(mask_axes(masks))
-    keeper = Ledger(e, first.score, accounts, (explained, *wanted))
+    keeper = Ledger(e, first.score, accounts, () if first.single else (explained, *wanted))
     found: list[Mapping[Value, Relevance]] = []
     table = Table()
     for walk in plan.walks:

@@ -172,6 +172,7 @@ class Explainer:
                 part["target"] = wanted[rows]
             pieces.append((end - begin, len(rows), self.session.run(part)))
         joined = self._join(pieces)
+        _warn_of_nan(joined["score"], self.explained.explained)
         return Explanation(
             {name: joined[name] for name in self._own},
             {tensor: joined[name] for tensor, name in self.explained.relevance.items()},
@@ -436,3 +437,17 @@ def _texts(inputs: Any) -> list[Text] | None:
         first = [t if isinstance(t, str) else t[0] if t else None for t in inputs]
         return inputs if all(isinstance(t, str) for t in first) else None
     return None
+
+
+def _warn_of_nan(score: Array, name: str) -> None:
+    """Say when it is the model itself that gives no number, for then neither does the explanation."""
+    bad = np.flatnonzero(np.isnan(score))
+    if len(bad):
+        _LOG.warning(
+            "the model's own '%s' is NaN for %d of %d samples (the first is sample %d): perhaps 0 / 0, since torch's "
+            "newer exporter takes sums with tiny constants such as + 1e-8 away unless optimize=False",
+            name,
+            len(bad),
+            len(score),
+            bad[0],
+        )

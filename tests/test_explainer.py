@@ -304,3 +304,16 @@ def test_options_of_rewriting_are_passed_on():
     assert explainer().providers == ["CPUExecutionProvider"]
     assert Explainer(conv(), providers=["CPUExecutionProvider"]).providers == ["CPUExecutionProvider"]
     assert onnx_lrp.Explainer(conv(), "epsilon")(x).absorbed is None
+
+
+def test_a_model_that_gives_nan_itself_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A sample of zeros divided by its own length, as in a file whose + 1e-8 the exporter took away."""
+    nodes = [helper.make_node("ReduceL2", ["x", "axes"], ["length"]), helper.make_node("Div", ["x", "length"], ["y"])]
+    axes = {"axes": np.array([1])}
+    model = build(nodes, {"x": (FLOAT, ["N", 3])}, {"y": (FLOAT, ["N", 3])}, axes)
+    explainer = onnx_lrp.Explainer(model, "epsilon", device="cpu")
+    assert np.isfinite(explainer(np.ones((2, 3), np.float32)).score).all()
+    assert not caplog.records
+    explainer(np.array([[1, 2, 3], [0, 0, 0]], np.float32))
+    (record,) = caplog.records
+    assert "'y' is NaN for 1 of 2 samples (the first is sample 1)" in record.getMessage()

@@ -22,11 +22,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from exporters import scenes
-from exporters.torch_nets import Bottleneck, ResNet, randomize
+from exporters.torch_nets import RESNET152, Bottleneck, ResNet, randomize
 from exporters.training import fit
 from exporters.transformers import export
 
-RESNET152 = (3, 8, 36, 3)
 # "pad" is a word like others, which no question here has; the original's path begins at it, not at padding.
 WORDS = (*scenes.WORDS, "pad")
 MEAN, STD = 0.3, 0.25  # of the pixels of scenes: what the network sees is (pixel - mean) / std, so 0 is a grey

@@ -15,12 +15,13 @@ from onnx_lrp.adjoints import (
     resize,
     sampling,
 )
-from onnx_lrp.adjoints.registry import OPERATORS, Operator, adjoint
+from onnx_lrp.adjoints.registry import OPERATORS, Operator, adjoint, adjoints
 
 __all__ = [
     "OPERATORS",
     "Operator",
     "adjoint",
+    "adjoints",
     "algebra",
     "arithmetic",
     "contraction",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from onnx_lrp.adjoints.registry import bilinear
 from onnx_lrp.adjoints.shapes import concat_ints, crop_like, dim_of, ints, spatial_axes
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import ModelError
+from onnx_lrp.facts import Dim
 
 # Towards few channels ConvTranspose is faster than a Conv with flipped weights (1.9 against 4.8 ms, 64 -> 3 channels).
 _FEW_CHANNELS = 16
@@ -100,14 +102,33 @@ def _conv_attrs(g: Geometry) -> dict[str, Any]:
 
 def conv_input(e: Emitter, call: Call, d: Value) -> Value:
     """Adjoint of Conv with respect to its input."""
-    x, weight, g = call.given(0), call.given(1), geometry(call)
+    return _conv_back(e, call, d, call.given(1), call.given(0).shape[1])
+
+
+def _conv_back(e: Emitter, call: Call, d: Value, weight: Value, channels: Dim) -> Value:
+    """The same with other weights, for an input of so many channels."""
+    x, g = call.given(0), geometry(call)
     m, c = weight.shape[:2]
     pads = [r - p for r, p in zip(g.reach * 2, g.pads, strict=True)]
     known = isinstance(m, int) and isinstance(c, int) and (g.group > 1 or c >= _FEW_CHANNELS)
     if known and all(s == 1 for s in g.strides) and min(pads) >= 0:
         attrs = _conv_attrs(g) | {"pads": pads}
-        return e.op("Conv", d, _flipped(e, weight, g.group, g.kernel), shape=x.shape, **attrs)
+        shape = (x.shape[0], channels, *x.shape[2:])
+        return e.op("Conv", d, _flipped(e, weight, g.group, g.kernel), shape=shape, **attrs)
     return _transposed(e, d, weight, x, g)
+
+
+def _conv_joint(e: Emitter, calls: Sequence[Call], d: Value) -> Sequence[Value]:
+    """Convolutions of one cotangent with several weights: towards few channels side by side in one.
+
+    A picture has few channels, and its cotangent is large: it is unfolded once (9 against 13 ms, 64 -> 3 + 3 channels).
+    """
+    weights = [call.given(1) for call in calls]
+    c = weights[0].shape[1]
+    if geometry(calls[0]).group != 1 or not isinstance(c, int) or c >= _FEW_CHANNELS:
+        return [conv_input(e, call, d) for call in calls]
+    stacked = _conv_back(e, calls[0], d, e.op("Concat", *weights, axis=1, label="stacked"), c * len(calls))
+    return e.ops("Split", stacked, ints(e, [c] * len(calls)), outputs=len(calls), axis=1)
 
 
 def _transposed(e: Emitter, d: Value, weight: Value, x: Value, g: Geometry) -> Value:
@@ -163,6 +184,7 @@ bilinear(
     bias=2,
     bias_adjoint=_channel_sum,
     bias_shape=lambda call: (call.given(1).shape[0],),
+    joint=_conv_joint,
 )
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from onnx_lrp.adjoints.registry import linear, pointwise
 from onnx_lrp.adjoints.shapes import cast_like, number
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import ModelError
+
+_STEEP = 2.0**127  # times the smallest normal float32, 2^-126, is more than 1
 
 
 def _where(e: Emitter, condition: Value, yes: Value | float, no: Value | float, like: Value) -> Value:
@@ -23,6 +27,17 @@ def _above(e: Emitter, x: Value, bound: float | Value = 0.0) -> Value:
 def _step(e: Emitter, x: Value, bound: float | Value = 0.0) -> Value:
     """1 where x > bound, else 0."""
     return cast_like(e, _above(e, x, bound), x)
+
+
+def _rectified(e: Emitter, y: Value) -> Value:
+    """1 where a ReLU lets through, else 0.
+
+    A HardSigmoid steep enough to reach 1 at the smallest normal number does it in one operator, and one that stays in
+    ONNX Runtime's blocked layout; WebGPU does not promise what comes of its overflow.
+    """
+    if e.portable or y.dtype != np.float32:
+        return _step(e, y)
+    return e.op("HardSigmoid", y, alpha=_STEEP, beta=0.0, label="step")
 
 
 def _inside(e: Emitter, call: Call, x: Value, y: Value) -> Value | float:
@@ -106,7 +121,7 @@ def _softsign(e: Emitter, call: Call, x: Value, y: Value) -> Value:
     return 1.0 / (scale * scale)
 
 
-pointwise("Relu", lambda e, call, x, y: _step(e, y))
+pointwise("Relu", lambda e, call, x, y: _rectified(e, y))
 pointwise("LeakyRelu", lambda e, call, x, y: _where(e, _above(e, x), 1.0, number(call, "alpha", 0.01), x))
 # The slope of PRelu, its second input, counts where x is negative.
 pointwise(

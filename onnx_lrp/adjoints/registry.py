@@ -20,6 +20,8 @@ Verb = Literal["linear", "bilinear", "pointwise", "nonlinear", "barrier"]
 Cotangents = Sequence[Value | None]
 # (emitter, call, cotangent of each output, indices of the inputs wanted) -> cotangent of each input
 Adjoint = Callable[[Emitter, Call, Cotangents, Collection[int]], Cotangents]
+# (emitter, calls, their common cotangent) -> cotangent of each call's first factor
+Joint = Callable[[Emitter, Sequence[Call], Value], Sequence[Value]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Operator:
         bias_shape: shape of a bias where the call has none; None where a scalar will do.
         settings: indices of float inputs that say how it works, and are no part of the sum.
         forward: how to emit it, if it is a view that ONNX has no operator for.
+        joint: adjoints of several calls that differ in their second factor alone, for one cotangent, in one product;
+            None where that is no gain.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Operator:
     bias_shape: Callable[[Call], tuple[Any, ...] | None] | None = None
     settings: tuple[int, ...] = ()
     forward: Forward | None = None
+    joint: Joint | None = None
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -95,6 +100,7 @@ def bilinear(
     broadcasts: bool = False,
     elementwise: bool = False,
     forward: Forward | None = None,
+    joint: Joint | None = None,
 ) -> None:
     """Register an operator that is linear in each of its first two inputs: one adjoint per factor, one for the bias."""
 
@@ -114,6 +120,7 @@ def bilinear(
             bias=bias,
             bias_shape=bias_shape,
             forward=forward,
+            joint=joint,
         )
     )
 
@@ -195,3 +202,24 @@ def adjoint(
             result.facts = replace(result.facts, shape=tuple(keep))
         shaped[i] = result
     return shaped
+
+
+def adjoints(
+    e: Emitter, calls: Sequence[Call], cotangent: Value, wanted: Sequence[Collection[int]]
+) -> list[list[Value | None]]:
+    """Vector-Jacobian products of calls that have a cotangent in common: in one product where that is a gain.
+
+    Args:
+        e: the emitter.
+        calls: applications of one operator, which differ in their inputs only.
+        cotangent: of the output of each.
+        wanted: for each call, indices of the inputs whose cotangent is needed.
+
+    Returns:
+        For each call what :func:`adjoint` returns.
+    """
+    joint = OPERATORS[calls[0].op].joint if len(calls) > 1 else None
+    if joint is None or any(tuple(indices) != (0,) for indices in wanted):
+        return [adjoint(e, call, [cotangent], indices) for call, indices in zip(calls, wanted, strict=True)]
+    pieces = joint(e, calls, expand_like(e, cotangent, calls[0].output))
+    return [[piece, *[None] * (len(call.inputs) - 1)] for call, piece in zip(calls, pieces, strict=True)]

@@ -17,7 +17,7 @@ import onnx
 from PIL import Image
 
 import onnx_lrp
-from benchmarks.peers import Call, cpu, medians
+from benchmarks.measure import Call, medians, processor
 from exporters import torch_nets
 from onnx_lrp.live import Live
 from onnx_lrp.preprocess import PRESETS
@@ -49,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 live = Live(explainer, pre)
                 calls["live, zplus_wplus"] = lambda live=live: live(frame)
         times = medians(calls, args.rounds)
-    print(f"VGG{args.depth}, one picture of 224 x 224, {cpu()}, {args.threads} threads, medians of {args.rounds}\n")
-    print("| | ms | per forward | a second |\n| --- | ---: | ---: | ---: |")
+    print(
+        f"VGG{args.depth}, one picture of 224 x 224, {processor()}, {args.threads} threads, medians of {args.rounds}\n"
+    )
+    print("\n| | ms | per forward | a second |\n| --- | ---: | ---: | ---: |")
     for name, ms in times.items():
         print(f"| {name} | {ms:.1f} | {ms / times['forward']:.2f} | {1000 / ms:.1f} |")
 

@@ -2,25 +2,14 @@
 
     python -m benchmarks.peers --write docs/performance.md
 
-All engines live in one process with equally many threads and take turns, so that whatever else the computer does falls
-on all of them alike. Before each sample there is a pause, in which the other engines' threads go to sleep, and one call
-that is not counted; a sample repeats the call for at least a quarter of a second. Numbers are medians. Memory is
-measured apart, in a new process for every engine.
+How it is measured: benchmarks.measure.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
-import importlib.metadata
-import json
-import os
-import pkgutil
-import platform
-import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,16 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.measure import MB, Call, command, described, medians, peak, publish
+
 if TYPE_CHECKING:
     import torch
 
-Call = Callable[[], object]
-BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
-PAUSE = 0.01
 METHODS = ("epsilon_plus", "epsilon")
 SWITCHED = "switched"
-ENOUGH = 0.25  # seconds that a sample lasts at least
-MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -238,51 +224,15 @@ def prepare(case: Case, given: Path | None) -> list[str]:
     return rows
 
 
-def medians(calls: dict[str, Call], rounds: int) -> dict[str, float]:
-    """Return each call's median time in milliseconds."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            time.sleep(PAUSE)
-            call()
-            start, runs = time.perf_counter(), 0
-            while not runs or time.perf_counter() - start < ENOUGH:
-                call()
-                runs += 1
-            samples[name].append(1000 * (time.perf_counter() - start) / runs)
-    return {name: statistics.median(found) for name, found in samples.items()}
+def peak_of(case: Case, name: str) -> float | None:
+    """Return the engine's peak memory in MB beyond imports, or None where it cannot be told."""
+    engine = ENGINES[name]
+    return peak(functools.partial(made, case, name), engine.imports, forget=NETS in engine.imports)
 
 
-def resident(field: str) -> float:
-    """Return this process's memory in MB: `VmRSS` now, `VmHWM` at its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / MB
-
-
-def run_alone(case: Case, engine: Engine) -> None:
-    """Print the peak memory of a few calls beyond what importing took; to be run in a process of its own."""
-    for name in engine.imports:
-        found = pkgutil.resolve_name(name)
-        if callable(found):  # zennit can only be imported by a function that prepares it
-            found()
-    imported = resident("VmRSS")
-    call = engine.call(case)
-    if NETS in engine.imports:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making random weights
-    for _ in range(3):
-        call()
-    print(resident("VmHWM") - imported)
-
-
-def peak(case: Case, engine: str) -> float | None:
-    """Return the engine's peak memory in MB, or None where there is no such process information."""
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    described = vars(case) | {"folder": str(case.folder), "engine": engine}
-    command = [sys.executable, "-m", "benchmarks.peers", "--alone", json.dumps(described)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(case.threads)}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return float(done.stdout.split()[-1])
+def made(case: Case, name: str) -> Call:
+    """Return the call of an engine."""
+    return ENGINES[name].call(case)
 
 
 def table(cases: Sequence[Case], rounds: int, with_memory: bool) -> Iterator[str]:
@@ -290,7 +240,7 @@ def table(cases: Sequence[Case], rounds: int, with_memory: bool) -> Iterator[str
     times, memory = [], []
     chosen = {name: engine for name, engine in ENGINES.items() if engine.files_too or not cases[0].real}
     for case in cases:
-        memory.append({name: peak(case, name) for name in chosen} if with_memory else {})
+        memory.append({name: peak_of(case, name) for name in chosen} if with_memory else {})
         times.append(medians({name: engine.call(case) for name, engine in chosen.items()}, rounds))
     yield "| | " + " | ".join(f"batch {case.batch}: ms | per forward | peak MB" for case in cases) + " |"
     yield "| --- |" + " ---: |" * 3 * len(cases)
@@ -302,21 +252,11 @@ def table(cases: Sequence[Case], rounds: int, with_memory: bool) -> Iterator[str
         yield f"| {engine.title} | " + " | ".join(cells) + " |"
 
 
-def cpu() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def report(args: argparse.Namespace, command: Sequence[str]) -> Iterator[str]:
+def report(args: argparse.Namespace, arguments: Sequence[str]) -> Iterator[str]:
     """Measure everything, and yield the lines of the report."""
-    packages = ("onnxruntime", "onnx", "torch", "zennit", "captum", "numpy")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    today = datetime.datetime.now(datetime.UTC)
-    yield f"{today:%d %B %Y}, {cpu()}, {args.threads} threads, Python {platform.python_version()}, {versions}."
+    yield described(("onnxruntime", "onnx", "torch", "zennit", "captum", "numpy"), args.threads)
     yield f"Medians of {args.rounds}. Memory is the peak beyond imports; networks given by name have random weights."
-    yield f"`{shlex.join(['python', '-m', 'benchmarks.peers', *command])}`"
+    yield command("peers", arguments)
     rewritten = ["\n| network | method | rewriting s | source MB | explained MB |", "| --- | --- |" + " ---: |" * 3]
     files = {Path(path).stem: Path(path) for path in args.onnx}
     for name in [*filter(None, args.models.split(",")), *files]:
@@ -327,15 +267,6 @@ def report(args: argparse.Namespace, command: Sequence[str]) -> Iterator[str]:
             yield f"\n**{name}**\n"
             yield from table(cases, args.rounds, not args.no_memory)
     yield from rewritten
-
-
-def write(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
-    """Replace the block between the markers in the file."""
-    page = path.read_text(encoding="utf-8")
-    if begin not in page or end not in page:
-        raise SystemExit(f"{path} has no lines {begin} and {end} to write between")
-    head, tail = page.split(begin, 1)[0], page.split(end, 1)[1]
-    path.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -349,21 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=224, help="height and width of the pictures")
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help=f"put the report between {BEGIN} and {END} there")
-    parser.add_argument("--alone", help=argparse.SUPPRESS)
-    command = list(sys.argv[1:] if arguments is None else arguments)
-    args = parser.parse_args(command)
-    if args.alone:
-        described = json.loads(args.alone)
-        engine = ENGINES[described.pop("engine")]
-        run_alone(Case(**described | {"folder": Path(described["folder"])}), engine)
-        return
-    lines: list[str] = []
-    for line in report(args, command):
-        print(line, flush=True)
-        lines.append(line)
-    if args.write:
-        write(args.write, "\n".join(lines))
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the report between its markers there")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(given)
+    publish(report(args, given), args.write, "peers")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 import onnx_lrp
-from benchmarks.paths import medians
+from benchmarks.measure import medians
 from onnx_lrp.runtime import Session
 
 METHODS = ("epsilon_plus_flat", "epsilon", "gradient", "integrated_gradients")
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs: dict[str, Callable[[], Any]] = {"forward": functools.partial(forward.run, {"x": x})}
         runs |= {method: functools.partial(session.run, {"x": x}) for method, session in sessions.items()}
         times = medians(runs, args.repeats)
-        for name, seconds in times.items():
-            print(f"{f'batch {batch}, {name}':36}{1e3 * seconds:9.1f}{seconds / times['forward']:11.2f}")
+        for name, ms in times.items():
+            print(f"{f'batch {batch}, {name}':36}{ms:9.1f}{ms / times['forward']:11.2f}")
 
 
 def network(cell: str, hidden: int, layers: int) -> onnx.ModelProto:

@@ -4,18 +4,14 @@
     python -m benchmarks.transformers --write docs/performance.md
 
 The networks are all-MiniLM-L6-v2 (random weights where its package is missing: they cost the same) and one of the size
-of ViT-B/16. Engines take turns in one process with equally many threads, as in benchmarks.peers. LXT's rules are put on
-the very module that is exported, in its efficient form; that both say the same is checked in the run.
+of ViT-B/16. Engines take turns in one process, as benchmarks.measure says. LXT's rules are put on the very module that
+is exported, in its efficient form; that both say the same is checked in the run.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import datetime
-import importlib.metadata
-import platform
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,12 +26,11 @@ from torch import Tensor, nn
 
 import onnx_lrp
 from benchmarks.lxt import patched
-from benchmarks.peers import Call, cpu, medians, write
+from benchmarks.measure import Call, command, described, medians, publish
 from exporters import minilm
 from exporters.transformers import Bert, ViT, export
 from onnx_lrp.runtime import Session
 
-BEGIN, END = "<!-- transformers:begin -->", "<!-- transformers:end -->"
 METHODS = ("attnlrp", "cp_lrp")
 OURS, LXT = "**onnx_lrp {}**", "LXT AttnLRP, efficient form"
 
@@ -170,14 +165,11 @@ def table(networks: Mapping[str, Callable[[], Network]], threads: int, rounds: i
         yield f"{name}: {faster:.2f} × as fast as LXT; largest difference {difference:.0e} of the largest relevance."
 
 
-def report(args: argparse.Namespace, command: Sequence[str]) -> Iterator[str]:
+def report(args: argparse.Namespace, arguments: Sequence[str]) -> Iterator[str]:
     """Measure everything, and yield the lines of the report."""
     torch.set_num_threads(args.threads)
-    packages = ("onnxruntime", "onnx", "torch", "lxt", "numpy")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    today = datetime.datetime.now(datetime.UTC)
-    yield f"{today:%d %B %Y}, {cpu()}, {args.threads} threads, Python {platform.python_version()}, {versions}."
-    yield f"Medians of {args.rounds}. `{shlex.join(['python', '-m', 'benchmarks.transformers', *command])}`\n"
+    yield described(("onnxruntime", "onnx", "torch", "lxt", "numpy"), args.threads)
+    yield f"Medians of {args.rounds}. {command('transformers', arguments)}\n"
     networks: dict[str, Callable[[], Network]] = {
         f"MiniLM, {args.batch} x {args.tokens}": lambda: sentence_encoder(args.batch, args.tokens)
     }
@@ -199,15 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=224, help="height and width of the pictures")
     parser.add_argument("--pictures", default="1,8", help="batches of pictures, by commas; empty for no pictures")
     parser.add_argument("--dim", type=int, default=768, help="width of the vision transformer; 768 in ViT-B")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help=f"put the report between {BEGIN} and {END} there")
-    command = list(sys.argv[1:] if arguments is None else arguments)
-    args = parser.parse_args(command)
-    lines: list[str] = []
-    for line in report(args, command):
-        print(line, flush=True)
-        lines.append(line)
-    if args.write:
-        write(args.write, "\n".join(lines), BEGIN, END)
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the report between its markers there")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(given)
+    publish(report(args, given), args.write, "transformers")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import onnxruntime as ort
 import torch
 
 import onnx_lrp
-from benchmarks.recurrent import network as recurrent
+from benchmarks.networks import Sizes, network
 from exporters.torch_nets import export, mobilenet, resnet18, resnet50, vgg16
 from exporters.transformers import Bert, ViT
 from exporters.transformers import export as export_transformer
@@ -48,7 +48,7 @@ def networks() -> Mapping[str, tuple[onnx.ModelProto, dict[str, tuple[int, ...]]
     )
     ids = {name: torch.ones(2, 16, dtype=torch.long) for name in BERT}
     open_batch = {name: {0: "batch"} for name in ("image", "logits", *ids)}
-    image = {"input": (1, 3, 64, 64)}
+    image, sequences = {"input": (1, 3, 64, 64)}, Sizes(length=3, shrink=16)
     return {
         "vgg16": (picture(vgg16, size=64, hidden=64), image),
         "resnet18": (picture(resnet18), image),
@@ -62,8 +62,8 @@ def networks() -> Mapping[str, tuple[onnx.ModelProto, dict[str, tuple[int, ...]]
             export_transformer(bert, None, ids, "logits", open_batch),
             dict.fromkeys(ids, (1, 16)),
         ),
-        "lstm": (recurrent("LSTM", 32, 2), {"x": (1, 12, 32)}),
-        "gru": (recurrent("GRU", 32, 2), {"x": (1, 12, 32)}),
+        "lstm": (network("lstm", 2, sequences).write(), {"x": (1, 12, 32)}),
+        "gru": (network("gru", 2, sequences).write(), {"x": (1, 12, 32)}),
     }
 
 

@@ -18,6 +18,7 @@ import onnx
 
 import onnx_lrp
 from benchmarks.measure import Call, medians, peak
+from benchmarks.networks import network
 from onnx_lrp.runtime import Session
 
 CHUNKS = (1, 4, 16)
@@ -34,14 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'':28}{'ms':>9}{'x forward':>11}{'peak MB':>9}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "resnet50.onnx"
-        net = _write(path)
+        net = network("resnet50")
+        net.write(path)
         forward = Session(onnx.load(path), device="cpu", threads=args.threads)
-        x = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
+        x = net.feeds["input"].numpy()
         runs: dict[str, Call] = {"forward": lambda: forward.run({"input": x})}
         for chunk in CHUNKS:
             explainer = _explainer(path, args.steps, chunk, args.threads)
             runs[f"chunk {chunk}"] = lambda explainer=explainer: explainer(x)
-        runs["captum, 4 steps a batch"] = _captum(net, x, args.steps, args.threads)
+        runs["captum, 4 steps a batch"] = _captum(net.module, x, args.steps, args.threads)
         times = medians(runs, args.repeats)
         for name, ms in times.items():
             chunk = int(name.split()[1]) if name.startswith("chunk") else 0
@@ -49,14 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             megabytes = peak(make, beyond="loaded", runs=1) if chunk else None
             shown = "" if megabytes is None else f"{megabytes:9.0f}"
             print(f"{name:28}{ms:9.0f}{ms / times['forward']:11.1f}{shown}")
-
-
-def _write(path: Path) -> Any:
-    from exporters.torch_nets import export, resnet50
-
-    net = resnet50(seed=0)
-    export(net, path, (1, 3, 224, 224), opset=18)
-    return net.eval()
 
 
 def _explainer(path: Path, steps: int, chunk: int, threads: int) -> onnx_lrp.Explainer:

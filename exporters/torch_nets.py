@@ -1,8 +1,9 @@
 """Textbook networks in plain torch, with random weights, for tests, benchmarks and examples.
 
-The architectures are those of the papers (VGG, ResNet, MobileNet); every size is a parameter, so that a test can have a
-network of the same shape that runs in milliseconds. Weights are random but scaled (Kaiming), and the running statistics
-of BatchNormalization are random too: with the initial ones (mean 0, variance 1) a wrong fold would go unnoticed.
+The architectures are those of the papers (VGG, ResNet, MobileNet, DenseNet); every size is a parameter, so that a test
+can have a network of the same shape that runs in milliseconds. Weights are random but scaled (Kaiming), and the running
+statistics of BatchNormalization are random too: with the initial ones (mean 0, variance 1) a wrong fold would go
+unnoticed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,17 @@ VGG19 = (2, 2, 4, 4, 4)
 RESNET18 = (2, 2, 2, 2)
 RESNET50 = (3, 4, 6, 3)
 RESNET152 = (3, 8, 36, 3)
+DENSENET121 = (6, 12, 24, 16)
+# Expansion, channels, depth and stride of each stage (Sandler et al. 2018, table 2).
+MOBILENET_V2 = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -229,6 +241,104 @@ def _normalized(conv: nn.Conv2d, activation: type[nn.Module]) -> list[nn.Module]
     return [conv, nn.BatchNorm2d(conv.out_channels), activation()]
 
 
+class InvertedResidual(nn.Module):
+    """A wide depthwise 3x3 between two pointwise convolutions, the last one linear; a skip where the shape stays."""
+
+    def __init__(self, before: int, after: int, stride: int, expansion: int, activation: type[nn.Module]) -> None:
+        """Build a block from `before` channels to `after`, with `expansion` x `before` between them."""
+        super().__init__()
+        wide = before * expansion
+        layers = [] if expansion == 1 else _normalized(nn.Conv2d(before, wide, 1, bias=False), activation)
+        depthwise = nn.Conv2d(wide, wide, 3, stride=stride, padding=1, groups=wide, bias=False)
+        layers += _normalized(depthwise, activation)
+        layers += [nn.Conv2d(wide, after, 1, bias=False), nn.BatchNorm2d(after)]
+        self.layers = nn.Sequential(*layers)
+        self.add = Addition() if stride == 1 and before == after else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        return self.layers(x) if self.add is None else self.add(x, self.layers(x))
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 (Sandler et al. 2018): inverted residuals with linear bottlenecks."""
+
+    def __init__(
+        self, *, width: int = 32, classes: int = 1000, channels: int = 3, activation: type[nn.Module] = nn.ReLU6
+    ) -> None:
+        """Build a net with a stem of `width` channels; the paper's has 32, and all others follow it."""
+        super().__init__()
+        layers = _normalized(nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), activation)
+        before = width
+        for expansion, planes, depth, stride in MOBILENET_V2:
+            for index in range(depth):
+                after = max(planes * width // 32, 1)
+                first = stride if index == 0 else 1
+                layers.append(InvertedResidual(before, after, first, expansion, activation))
+                before = after
+        layers += _normalized(nn.Conv2d(before, 40 * width, 1, bias=False), activation)
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(40 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of a batch of pictures."""
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+
+class DenseLayer(nn.Module):
+    """A 1x1 and a 3x3 convolution, norms and ReLUs before each; what comes in is passed on beside what is made."""
+
+    def __init__(self, before: int, growth: int) -> None:
+        """Build a layer from `before` channels to `growth` more."""
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(before),
+            nn.ReLU(),
+            nn.Conv2d(before, 4 * growth, 1, bias=False),
+            nn.BatchNorm2d(4 * growth),
+            nn.ReLU(),
+            nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (N, C, H, W) with `growth` channels more."""
+        return torch.cat([x, self.layers(x)], 1)
+
+
+class DenseNet(nn.Module):
+    """DenseNet (Huang et al. 2017), with bottlenecks and compression: every layer reads all before it in its stage."""
+
+    def __init__(
+        self,
+        depths: Sequence[int] = DENSENET121,
+        *,
+        growth: int = 32,
+        classes: int = 1000,
+        channels: int = 3,
+    ) -> None:
+        """Build a net with a stem of 2 x `growth` channels, to which every layer adds `growth`; a stage halves them."""
+        super().__init__()
+        before = 2 * growth
+        layers = _normalized(nn.Conv2d(channels, before, 7, stride=2, padding=3, bias=False), nn.ReLU)
+        layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+        for stage, depth in enumerate(depths):
+            if stage:
+                half = nn.Conv2d(before, before // 2, 1, bias=False)
+                layers += [nn.BatchNorm2d(before), nn.ReLU(), half, nn.AvgPool2d(2)]
+                before //= 2
+            for _ in range(depth):
+                layers.append(DenseLayer(before, growth))
+                before += growth
+        self.features = nn.Sequential(*layers, nn.BatchNorm2d(before), nn.ReLU())
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(before, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of a batch of pictures."""
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+
 def randomize(module: M, seed: int = 0) -> M:
     """Give `module` random weights, biases and running statistics, set it to evaluation, and return it.
 
@@ -291,6 +401,16 @@ def resnet152(*, seed: int = 0, **options: object) -> ResNet:
 def mobilenet(*, seed: int = 0, **options: object) -> MobileNet:
     """Return MobileNet v1 with random weights; `options` as in `MobileNet`."""
     return randomize(MobileNet(**options), seed)  # type: ignore[arg-type]
+
+
+def mobilenet_v2(*, seed: int = 0, **options: object) -> MobileNetV2:
+    """Return MobileNetV2 with random weights; `options` as in `MobileNetV2`."""
+    return randomize(MobileNetV2(**options), seed)  # type: ignore[arg-type]
+
+
+def densenet121(*, seed: int = 0, **options: object) -> DenseNet:
+    """Return DenseNet-121 with random weights; `options` as in `DenseNet`."""
+    return randomize(DenseNet(DENSENET121, **options), seed)  # type: ignore[arg-type]
 
 
 def export(

@@ -66,6 +66,7 @@ def peak(
     beyond: Literal["imports", "loaded"] = "imports",
     forget: bool = False,
     runs: int = 3,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> float | None:
     """Return the peak memory in MB of a few calls in a process of its own; None where there is no Linux to tell it.
 
@@ -75,17 +76,40 @@ def peak(
         beyond: whether what importing took is subtracted, or what the process held once the call was made.
         forget: only what the calls take at their peak counts, not what making took at its own (such as random weights).
         runs: how many calls.
+        device: "cuda": memory of the GPU, all that the process takes of it; pools never shrink, so that is the peak.
     """
+    if device == "cuda":
+        return alone(_peak_of_gpu, make, imports, beyond == "loaded", runs)
     if not Path("/proc/self/clear_refs").exists():
         return None
     return alone(_peak, make, imports, beyond == "loaded", forget, runs)
 
 
-def _peak(make: Callable[[], Call], imports: Sequence[str], loaded: bool, forget: bool, runs: int) -> float:
-    for name in imports:
+def _import(names: Sequence[str]) -> None:
+    for name in names:
         found = pkgutil.resolve_name(name)
         if callable(found):
             found()
+
+
+def _peak_of_gpu(make: Callable[[], Call], imports: Sequence[str], loaded: bool, runs: int) -> float:
+    import torch
+
+    def taken() -> float:
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / MB
+
+    _import(imports)
+    before = taken()
+    call = make()
+    before = taken() if loaded else before
+    for _ in range(runs):
+        call()
+    return taken() - before
+
+
+def _peak(make: Callable[[], Call], imports: Sequence[str], loaded: bool, forget: bool, runs: int) -> float:
+    _import(imports)
     before = _resident("VmRSS")
     call = make()
     if forget or loaded:

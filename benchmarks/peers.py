@@ -1,289 +1,442 @@
-"""How fast an explanation is: onnx_lrp next to zennit, captum and torch on one CPU.
+"""How fast an explanation is: onnx_lrp next to zennit, captum, LXT and torch on the same networks.
 
     python -m benchmarks.peers --write docs/performance.md
+    python -m benchmarks.peers --device cuda --batches 1,64 --peak-tflops 989 --json cuda.json
 
-How it is measured: benchmarks.measure.
+An engine takes turns with the one of ours that computes the same, and with the forward pass, so that every ratio is one
+of times taken side by side (benchmarks.measure says how). Which engines belong to which network: benchmarks.engines.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import gc
+import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import MB, Call, command, described, medians, peak, publish
+from benchmarks.engines import (
+    ENGINES,
+    FORWARD,
+    SWITCHED,
+    TABLE,
+    Case,
+    Runs,
+    beside,
+    dtype_of,
+    engines,
+    lead,
+    options,
+    spelled,
+)
+from benchmarks.measure import MB, command, described, medians, peak, publish
+from benchmarks.networks import Sizes
+from onnx_lrp.errors import InputError
+from onnx_lrp.runtime import choose_providers
 
-if TYPE_CHECKING:
-    import torch
-
-METHODS = ("epsilon_plus", "epsilon")
-SWITCHED = "switched"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One network in one batch size."""
-
-    name: str
-    folder: Path
-    batch: int
-    threads: int
-    size: int
-    width: int
-    real: bool  # given as a file: there is no torch module for it
-
-    def path(self, method: str | None = None) -> Path:
-        """Return the file of the source model, or of the one explained by `method`."""
-        return self.folder / (f"{self.name}.onnx" if method is None else f"{self.name}.{method}.onnx")
-
-    def network(self) -> tuple[torch.nn.Module, torch.Tensor]:
-        """Build the network in torch, and its batch of pictures."""
-        import torch
-
-        from exporters import torch_nets
-
-        torch.set_num_threads(self.threads)
-        options: dict[str, Any] = {"width": self.width}
-        if self.name.startswith("vgg"):
-            options |= {"size": self.size, "hidden": self.width * 64}
-        if self.name == "mobilenet":
-            options["activation"] = torch.nn.ReLU  # the one that captum knows
-        return getattr(torch_nets, self.name)(**options), torch.from_numpy(self.picture())
-
-    def picture(self) -> np.ndarray:
-        """Return a batch of random pictures."""
-        return np.random.default_rng(0).standard_normal((self.batch, 3, self.size, self.size)).astype(np.float32)
+NETWORKS = ("vgg16", "resnet50", "mobilenet_v2", "vit", "minilm", "lstm")
+Results = dict[str, Any]  # as it is written to a file: see `measured`
 
 
-def ort_call(case: Case, method: str | None) -> Call:
-    """Return a call of the source model, or of the explained one, with inputs and outputs bound beforehand."""
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def prepare(
+    case: Case, wanted: Sequence[str], source: Path | None = None, repeats: int = 3
+) -> dict[str, dict[str, float]]:
+    """Write the source, its inputs and the models that `wanted` engines run; return what each rewriting took."""
+    import onnx_lrp
+
+    if source is not None:
+        case.file().symlink_to(source.resolve())
+    elif not case.file().exists():
+        replace(case, device="cpu").network().write(case.file(), fixed=case.fixed)
+    np.savez(case.file().with_suffix(f".{case.batch}.npz"), **inputs(case))
+    files = {}
+    for method in dict.fromkeys(beside(case, name) for name in wanted):
+        if method == FORWARD or case.file(method).exists():
+            continue
+        seconds: list[float] = []
+        while not seconds or (len(seconds) < repeats and sum(seconds) < 2):
+            start = time.perf_counter()
+            explained = onnx_lrp.rewrite(case.file(), spelled(case, method), **options(method))
+            seconds.append(time.perf_counter() - start)
+        explained.save(case.file(method))
+        before, after = (path.stat().st_size / MB for path in (case.file(), case.file(method)))
+        files[method] = {"seconds": statistics.median(seconds), "source_mb": before, "explained_mb": after}
+    if SWITCHED in wanted and not case.file(SWITCHED).exists():
+        onnx_lrp.rewrite(case.file(), lead(case), switch=True, **options(lead(case))).save(case.file(SWITCHED))
+    return files
+
+
+def inputs(case: Case) -> dict[str, np.ndarray]:
+    """Return the network's own inputs; for a file random numbers, its open sizes being the batch or the picture's."""
+    if not case.given:
+        return {name: x.numpy() for name, x in replace(case, device="cpu").network().feeds.items()}
     import onnxruntime as ort
 
-    from onnx_lrp.runtime import session_options
-
-    # Explained models get the explainer's options, the source model ONNX Runtime's own, which optimize as much.
-    options = ort.SessionOptions() if method is None else session_options(case.threads)
-    options.intra_op_num_threads = case.threads
-    session = ort.InferenceSession(case.path(method), options, providers=["CPUExecutionProvider"])
-    given = feeds(case, session)
-    binding = session.io_binding()
-    for name, x in given.items():
-        binding.bind_cpu_input(name, x)
-    for output, y in zip(session.get_outputs(), session.run(None, given), strict=True):
-        binding.bind_ortvalue_output(output.name, ort.OrtValue.ortvalue_from_numpy(np.array(y)))
-    return functools.partial(session.run_with_iobinding, binding)
-
-
-def feeds(case: Case, session: Any) -> dict[str, np.ndarray]:
-    """Return random arrays for the inputs that have no default; open sizes are the batch or the picture's."""
     found = {}
-    for node in session.get_inputs():
-        shape = [case.batch, *(size if isinstance(size, int) else case.size for size in node.shape[1:])]
+    for node in ort.InferenceSession(case.file(), providers=["CPUExecutionProvider"]).get_inputs():
+        shape = [case.batch, *(size if isinstance(size, int) else case.sizes.picture for size in node.shape[1:])]
         if isinstance(node.shape[0], int) and node.shape[0] != case.batch:
-            raise ValueError(f"{case.name} takes batches of {node.shape[0]} only")
-        dtype = {"float": "float32", "double": "float64"}.get(node.type[7:-1], node.type[7:-1])  # of tensor(float)
-        floats = np.random.default_rng(0).standard_normal(shape)
-        found[node.name] = (np.abs(floats * 10) if "int" in node.type else floats).astype(dtype)
+            raise SystemExit(f"{case.name} takes batches of {node.shape[0]} only: --batches {node.shape[0]}")
+        numbers, dtype = np.random.default_rng(0).standard_normal(shape), dtype_of(node)
+        found[node.name] = (numbers if dtype.kind == "f" else np.abs(numbers * 10)).astype(dtype)
     return found
 
 
-def switched_off_call(case: Case) -> Call:
-    """Return a call of the model explained behind its switch, by a client that wants the prediction alone."""
-    import onnxruntime as ort
+def groups(case: Case, wanted: Sequence[str]) -> list[list[str]]:
+    """Return engines that take turns: those that compute the same, and the forward pass with each.
 
-    from onnx_lrp.runtime import session_options
+    All at once would hold every one's weights, some three or four times over.
+    """
+    found: dict[str, list[str]] = {}
+    for name in wanted:
+        found.setdefault(beside(case, name), [FORWARD]).append(name)
+    return [list(dict.fromkeys(group)) for group in found.values()]
 
-    session = ort.InferenceSession(
-        case.path(SWITCHED), session_options(case.threads), providers=["CPUExecutionProvider"]
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference, in parts of the largest value."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def timed(case: Case, wanted: Sequence[str], rounds: int) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Measure a case: ms and the ratio to the forward pass by engine; and how far peers are from what ours found."""
+    rows: dict[str, dict[str, float]] = {}
+    apart: dict[str, float] = {}
+    for group in groups(case, wanted):
+        calls: dict[str, Runs] = {name: ENGINES[name].make(case) for name in group}
+        for name, ms in (times := medians(calls, rounds)).items():
+            if name not in rows:
+                rows[name] = {"ms": ms, "per_forward": ms / times[FORWARD]}
+        for name, call in calls.items():
+            ours = calls.get(beside(case, name))
+            if ENGINES[name].same and ours is not None and ours is not call:
+                apart[name] = difference(ours.found(), call.found())
+        del calls, call, ours
+        gc.collect()
+    return {name: rows[name] for name in wanted}, apart
+
+
+def memory(case: Case, name: str) -> float | None:
+    """Return the engine's peak memory in MB beyond imports, or None where it cannot be told."""
+    engine = ENGINES[name]
+    runs = 1 if engine.slow else 3
+    return peak(
+        functools.partial(engine.make, case), engine.imports, forget=engine.torch, runs=runs, device=case.device
     )
-    given = feeds(case, session) | {"explain": np.array(False)}
-    wanted = [session.get_outputs()[0].name]
-    return lambda: session.run(wanted, given)
 
 
-def explainer_call(case: Case) -> Call:
-    """Return a call of the explainer as a user would make it."""
-    import onnx_lrp
+def operations(case: Case, method: str) -> float | None:
+    """Return the floating-point operations of one run, those of products of tensors; None where a loop hides some."""
+    import onnx
 
-    explainer = onnx_lrp.Explainer(case.path(), METHODS[0], device="cpu", threads=case.threads)
-    x = case.picture()
-    return lambda: explainer(x)
+    from benchmarks.costs import nodes, products
+
+    model = onnx.load(case.file(method))
+    if any(node.op_type == "Loop" for node in nodes(model.graph)):
+        return None
+    once = 1 if case.fixed else case.batch
+    return 2.0 * once * products(model, {k: x if case.fixed else x[:1] for k, x in case.feeds().items()})
 
 
-def torch_forward(case: Case) -> Call:
-    """Return a call of the network in torch."""
+def measured(args: argparse.Namespace, arguments: Sequence[str]) -> Iterator[Results]:
+    """Measure network by network, and yield all that is known after each."""
+    hardware = graphics(args) if args.device == "cuda" else ""
+    packages = ("onnxruntime", "onnxruntime-gpu", "onnx", "torch", "zennit", "captum", "lxt", "numpy")
+    results: Results = {
+        "machine": described(packages, args.threads, hardware),
+        "command": command("peers", arguments),
+        "rounds": args.rounds,
+        "device": args.device,
+        "float16": args.half,
+        "graphs": args.graphs,
+        "peak_tflops": args.peak_tflops,
+        "networks": {},
+    }
+    given = {Path(path).stem: Path(path) for path in args.onnx}
+    for name in (*args.networks, *given):
+        found: Results = {"batches": {}, "differences": {}, "files": {}}
+        for batch in args.batches:
+            with tempfile.TemporaryDirectory() as folder:
+                case = Case(
+                    name,
+                    Path(folder),
+                    batch,
+                    Sizes(args.size, args.length, args.shrink),
+                    threads=args.threads,
+                    device=args.device,
+                    dtype="float16" if args.half else "float32",
+                    fixed=args.graphs,
+                    tf32=args.tf32,
+                    steps=args.steps,
+                    given=name in given,
+                )
+                wanted = engines(case, args.engines)
+                files = prepare(case, wanted, given.get(name))
+                found["files"] = found["files"] or files
+                rows, apart = timed(case, wanted, args.rounds)
+                for engine, row in rows.items():
+                    if args.memory and (used := memory(case, engine)) is not None:
+                        row["peak_mb"] = used
+                    if args.peak_tflops and case.file(engine).exists() and engine != SWITCHED:
+                        done = operations(case, engine)
+                        if done is not None:
+                            row["share"] = done / row["ms"] / 1e9 / args.peak_tflops
+                    row["a_second"] = 1000 * batch / row["ms"]
+                found["batches"][str(batch)] = rows
+                found["differences"] = {**apart, **found["differences"]}
+        results["networks"][name] = found
+        yield results
+
+
+def graphics(args: argparse.Namespace) -> str:
+    """Return the name of the GPU.
+
+    Raises:
+        SystemExit: there is none, or not for ONNX Runtime and torch both.
+    """
+    try:
+        choose_providers("cuda")
+    except InputError as error:
+        raise SystemExit(f"--device cuda: {error}") from None
     import torch
 
-    net, x = case.network()
-    return torch.inference_mode()(lambda: net(x))
+    if not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no GPU (a build without CUDA, or no driver)")
+    tf32 = "TF32" if args.tf32 else "no TF32"
+    return f"{torch.cuda.get_device_name()} ({'float16' if args.half else f'float32, {tf32}'})"
 
 
-def torch_gradient(case: Case) -> Call:
-    """Return a call for the gradient of the largest logits by the input."""
-    import torch
+def joined(parts: Sequence[Results]) -> Results:
+    """Return the results of several runs as those of one.
 
-    net, x = case.network()
-    net.requires_grad_(False)
-    return lambda: torch.autograd.grad(net(x.requires_grad_()).amax(1).sum(), x)
-
-
-def zennit_call(case: Case) -> Call:
-    """Return a call of zennit's EpsilonPlus, for which rules and folds stay in place from call to call."""
-    import torch
-
-    from tests.peers.zennit_peer import zennit
-
-    package = zennit()
-    net, x = case.network()
-    composite = package.composites.EpsilonPlus(canonizers=[package.torchvision.ResNetCanonizer()])
-    attributor = package.attribution.Gradient(net, composite)
-    attributor.__enter__()
-
-    def seed(logits: torch.Tensor) -> torch.Tensor:
-        chosen = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
-        return chosen * logits.detach()
-
-    return lambda: attributor(x, seed)
+    Raises:
+        SystemExit: they are of different devices or types, so that one table cannot show them.
+    """
+    results = dict(parts[0], networks={})
+    results["command"] = ", ".join(part["command"] for part in parts)
+    for part in parts:
+        if any(part[key] != results[key] for key in ("device", "float16", "graphs", "peak_tflops")):
+            raise SystemExit("these files are of runs on different devices or in different types: show each by itself")
+        for name, found in part["networks"].items():
+            known = results["networks"].setdefault(name, {"batches": {}, "differences": {}, "files": {}})
+            for batch, rows in found["batches"].items():
+                known["batches"][batch] = rows | known["batches"].get(batch, {})
+            for key in ("differences", "files"):
+                known[key] = found[key] | known[key]
+    return results
 
 
-def captum_call(case: Case) -> Call:
-    """Return a call of captum's LRP with the epsilon rule; captum wants the rules set anew for each."""
-    from captum.attr import LRP
+# ---- showing ---------------------------------------------------------------------------------------------------------
 
-    from tests.peers.captum_peer import fold_batchnorm, set_rules
-
-    net, x = case.network()
-    net = fold_batchnorm(net)
-    target = list(range(case.batch))
-
-    def call() -> object:
-        set_rules(net, "epsilon")
-        return LRP(net).attribute(x.requires_grad_(), target=target)
-
-    return call
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One row of the table."""
-
-    title: str
-    call: Callable[[Case], Call]
-    imports: tuple[str, ...]
-    files_too: bool = False  # also measured for models that are given as a file
-
-
-FORWARD = "forward"
-NETS = "exporters.torch_nets"
-ORT = ("onnxruntime", "onnx_lrp")
-ENGINES = {
-    FORWARD: Engine("ONNX Runtime, forward only", lambda case: ort_call(case, None), ORT, files_too=True),
-    "epsilon_plus": Engine(
-        "**onnx_lrp epsilon_plus**", lambda case: ort_call(case, "epsilon_plus"), ORT, files_too=True
-    ),
-    "epsilon": Engine("**onnx_lrp epsilon**", lambda case: ort_call(case, "epsilon"), ORT, files_too=True),
-    "switched": Engine("onnx_lrp epsilon_plus, switched off", switched_off_call, ORT, files_too=True),
-    "explainer": Engine("`Explainer(...)(x)`, epsilon_plus", explainer_call, ORT),
-    "torch": Engine("torch, forward only", torch_forward, (NETS,)),
-    "gradient": Engine("torch, gradient of the input", torch_gradient, (NETS,)),
-    "zennit": Engine("zennit EpsilonPlus", zennit_call, (NETS, "tests.peers.zennit_peer:zennit")),
-    "captum": Engine("captum LRP, epsilon", captum_call, (NETS, "captum.attr")),
+COLUMNS = {
+    "ms": ("ms", "{:.1f}"),
+    "per_forward": ("per forward", "{:.2f}"),
+    "peak_mb": ("peak MB", "{:.0f}"),
+    "a_second": ("a second", "{:.1f}"),
+    "share": ("of peak", "{:.0%}"),
 }
 
 
-def prepare(case: Case, given: Path | None) -> list[str]:
-    """Write the source and the explained models, and return a table row on each rewriting."""
-    import onnx_lrp
-
-    if given is not None:
-        case.path().symlink_to(given.resolve())
-    else:
-        from exporters.torch_nets import export
-
-        export(case.network()[0], case.path(), (1, 3, case.size, case.size), folded=True)
-    rows = []
-    for method in METHODS:
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            explained = onnx_lrp.rewrite(case.path(), method)
-            seconds.append(time.perf_counter() - start)
-        explained.save(case.path(method))
-        before, after = (path.stat().st_size / MB for path in (case.path(), case.path(method)))
-        rows.append(f"| {case.name} | {method} | {statistics.median(seconds):.2f} | {before:.1f} | {after:.1f} |")
-    onnx_lrp.rewrite(case.path(), METHODS[0], switch=True).save(case.path(SWITCHED))
-    return rows
+def columns(results: Results) -> list[str]:
+    """Return the columns that say something: rates and shares are for those who ask for the share of the peak."""
+    hidden = set() if results["device"] == "cuda" or results["peak_tflops"] else {"a_second"}
+    rows = [
+        row for found in results["networks"].values() for rows in found["batches"].values() for row in rows.values()
+    ]
+    return [name for name in COLUMNS if name not in hidden and any(name in row for row in rows)]
 
 
-def peak_of(case: Case, name: str) -> float | None:
-    """Return the engine's peak memory in MB beyond imports, or None where it cannot be told."""
-    engine = ENGINES[name]
-    return peak(functools.partial(made, case, name), engine.imports, forget=NETS in engine.imports)
+def report(results: Results) -> Iterator[str]:
+    """Yield the lines of a page."""
+    yield results["machine"]
+    yield (
+        f"Medians of {results['rounds']}; networks given by name have random weights. Memory is the peak of a process"
+        " of its own beyond imports, loading included."
+    )
+    yield results["command"]
+    for name, found in results["networks"].items():
+        yield f"\n**{name}**\n"
+        yield from table(found["batches"], columns(results))
+        if compared := list(faster(found)):
+            yield (
+                "\n| times as fast | "
+                + " | ".join(f"batch {batch}" for batch in found["batches"])
+                + " | largest difference |"
+            )
+            yield "| --- |" + " ---: |" * (len(found["batches"]) + 1)
+            for engine, ratios, apart in compared:
+                cells = [f"{ratios[batch]:.2f} ×" if batch in ratios else "-" for batch in found["batches"]]
+                yield f"| {against(engine)} | " + " | ".join([*cells, f"{apart:.0e}"]) + " |"
+    rows = [(name, *pair) for name, found in results["networks"].items() for pair in found["files"].items()]
+    if rows:
+        yield "\n| network | method | rewriting s | source MB | explained MB |\n| --- | --- |" + " ---: |" * 3
+    for name, method, row in rows:
+        yield f"| {name} | {method} | {row['seconds']:.2f} | {row['source_mb']:.1f} | {row['explained_mb']:.1f} |"
 
 
-def made(case: Case, name: str) -> Call:
-    """Return the call of an engine."""
-    return ENGINES[name].call(case)
+def table(batches: Mapping[str, Mapping[str, Mapping[str, float]]], shown: Sequence[str]) -> Iterator[str]:
+    """Yield the table of one network, its batches side by side."""
+    heads = [COLUMNS[name][0] for name in shown]
+    yield "| | " + " | ".join(" | ".join([f"batch {batch}: {heads[0]}", *heads[1:]]) for batch in batches) + " |"
+    yield "| --- |" + " ---: |" * len(shown) * len(batches)
+    for engine in (name for name in ENGINES if any(name in rows for rows in batches.values())):
+        rows = [found.get(engine, {}) for found in batches.values()]
+        cells = [COLUMNS[name][1].format(row[name]) if name in row else "-" for row in rows for name in shown]
+        yield f"| {ENGINES[engine].title} | " + " | ".join(cells) + " |"
 
 
-def table(cases: Sequence[Case], rounds: int, with_memory: bool) -> Iterator[str]:
-    """Measure one network in several batch sizes, and yield the lines of its table."""
-    times, memory = [], []
-    chosen = {name: engine for name, engine in ENGINES.items() if engine.files_too or not cases[0].real}
-    for case in cases:
-        memory.append({name: peak_of(case, name) for name in chosen} if with_memory else {})
-        times.append(medians({name: engine.call(case) for name, engine in chosen.items()}, rounds))
-    yield "| | " + " | ".join(f"batch {case.batch}: ms | per forward | peak MB" for case in cases) + " |"
-    yield "| --- |" + " ---: |" * 3 * len(cases)
-    for name, engine in chosen.items():
-        cells: list[str] = []
-        for found, used in zip(times, memory, strict=True):
-            megabytes = "-" if used.get(name) is None else f"{used[name]:.0f}"
-            cells += [f"{found[name]:.1f}", f"{found[name] / found[FORWARD]:.2f}", megabytes]
-        yield f"| {engine.title} | " + " | ".join(cells) + " |"
+def faster(found: Results) -> Iterator[tuple[str, dict[str, float], float]]:
+    """Yield every peer, how many times as fast ours is by batch, and how far apart the two are."""
+    for engine, apart in found["differences"].items():
+        if ENGINES[engine].torch:
+            ours = ENGINES[engine].beside
+            both = {batch: rows for batch, rows in found["batches"].items() if engine in rows and ours in rows}
+            yield (
+                engine,
+                {batch: rows[engine]["per_forward"] / rows[ours]["per_forward"] for batch, rows in both.items()},
+                apart,
+            )
 
 
-def report(args: argparse.Namespace, arguments: Sequence[str]) -> Iterator[str]:
-    """Measure everything, and yield the lines of the report."""
-    yield described(("onnxruntime", "onnx", "torch", "zennit", "captum", "numpy"), args.threads)
-    yield f"Medians of {args.rounds}. Memory is the peak beyond imports; networks given by name have random weights."
-    yield command("peers", arguments)
-    rewritten = ["\n| network | method | rewriting s | source MB | explained MB |", "| --- | --- |" + " ---: |" * 3]
-    files = {Path(path).stem: Path(path) for path in args.onnx}
-    for name in [*filter(None, args.models.split(",")), *files]:
-        with tempfile.TemporaryDirectory() as folder:
-            shared = (args.threads, args.size, args.width, name in files)
-            cases = [Case(name, Path(folder), int(batch), *shared) for batch in args.batches.split(",")]
-            rewritten += prepare(cases[0], files.get(name))
-            yield f"\n**{name}**\n"
-            yield from table(cases, args.rounds, not args.no_memory)
-    yield from rewritten
+def against(engine: str) -> str:
+    """Return the title of a comparison."""
+    ours = ENGINES[engine].beside
+    return f"{'ONNX Runtime' if ours == FORWARD else ours} against {short(engine)}"
+
+
+def short(engine: str) -> str:
+    """Return an engine's title for places where it stands beside the one that it is compared with."""
+    return ENGINES[engine].title.removesuffix(", forward only")
+
+
+def plot(results: Results, path: Path) -> None:
+    """Draw what explanations cost in forward passes, and how many times as fast as peers they are."""
+    import matplotlib.pyplot as plt
+
+    networks = results["networks"]
+    batches = sorted({batch for found in networks.values() for batch in found["batches"]}, key=int)
+    costs: list[tuple[str, dict[str, float]]] = []
+    speeds: list[tuple[str, dict[str, float]]] = []
+    for name, found in networks.items():
+        for engine in (e for e in ENGINES if ENGINES[e].beside == e != FORWARD and not ENGINES[e].slow):
+            ratios = {b: rows[engine]["per_forward"] for b, rows in found["batches"].items() if engine in rows}
+            costs += [(f"{name}, {engine}", ratios)] if ratios else []
+        for engine, ratios, _ in faster(found):
+            speeds.append((f"{name}, {short(engine)}", ratios))
+    panels = [
+        (rows, title)
+        for rows, title in (
+            (costs, "explanation, in forward passes"),
+            (speeds, "times as fast as peers that compute the same"),
+        )
+        if rows
+    ]
+    longest = max(len(rows) for rows, _ in panels)
+    figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 1.2 + 0.24 * longest), squeeze=False)
+    for axis, (rows, title) in zip(axes[0], panels, strict=True):
+        for place, batch in enumerate(batches):
+            height = 0.8 / len(batches)
+            at = [
+                index + (place - (len(batches) - 1) / 2) * height
+                for index, (_, found) in enumerate(rows)
+                if batch in found
+            ]
+            lengths = [found[batch] for _, found in rows if batch in found]
+            axis.barh(at, lengths, height, label=f"batch {batch}")
+        axis.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_xlabel(title)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][-1].legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def listed(kind: type[Any], known: Sequence[str] = ()) -> Any:
+    """Return a reader of values by commas, which must be among `known` where that is given; "all" is each of them."""
+
+    def read(text: str) -> tuple[Any, ...]:
+        if known and text == "all":
+            return tuple(known)
+        found = tuple(kind(part) for part in text.split(",") if part)
+        if strange := [part for part in found if known and part not in known]:
+            raise argparse.ArgumentTypeError(f"there is no {strange[0]}; there are {', '.join(known)}")
+        return found
+
+    return read
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n", 1)[0])
+    add = parser.add_argument
+    add("--networks", type=listed(str, list(TABLE)), default=NETWORKS, help=f"by commas, or all: {', '.join(TABLE)}")
+    add("--onnx", action="append", default=[], metavar="PATH", help="a model's file; may be repeated")
+    add(
+        "--engines",
+        type=listed(str, list(ENGINES)),
+        default=(),
+        help=f"by commas; default: all that apply but the slow ones, integrated gradients. {', '.join(ENGINES)}",
+    )
+    add("--batches", type=listed(int), default=(1, 8), help="by commas; a model whose batch is fixed allows no other")
+    add("--threads", type=int, default=2)
+    add("--rounds", type=int, default=5)
+    add("--steps", type=int, default=50, help="of integrated gradients")
+    add("--size", type=int, default=224, help="height and width of the pictures")
+    add("--length", type=int, help="of texts (128) and sequences (200)")
+    add("--shrink", type=int, default=1, help="divides all widths of the networks")
+    add("--no-memory", action="store_false", dest="memory", help="do not measure memory, which wants processes")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--half", action="store_true", help="float16 weights and inputs")
+    add("--graphs", action="store_true", help="files without open axes; on CUDA their runs are replayed as CUDA graphs")
+    add("--no-tf32", action="store_false", dest="tf32", help="CUDA: full float32 products, in all engines")
+    add("--peak-tflops", type=float, help="of the hardware in this type: shows the share of it that is reached")
+    add("--json", type=Path, metavar="FILE", help="write all numbers there, network by network")
+    add(
+        "--from",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        dest="stored",
+        help="measure nothing: show numbers of such files",
+    )
+    add("--plot", type=Path, metavar="FILE", help="draw a picture of them (.png, .svg)")
+    add("--write", type=Path, metavar="PAGE", help="put the report between its markers there")
+    add("--section", default="peers", help="the name in the markers <!-- NAME:begin --> and <!-- NAME:end -->")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--models", default="vgg16,resnet50", help="networks of exporters.torch_nets, by commas")
-    parser.add_argument("--onnx", action="append", default=[], metavar="PATH", help="a model's file; may be repeated")
-    parser.add_argument("--batches", default="1,8", help="a model whose batch is fixed allows no other")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--size", type=int, default=224, help="height and width of the pictures")
-    parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
-    parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the report between its markers there")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    args = parser.parse_args(given)
-    publish(report(args, given), args.write, "peers")
+    args = parsed(given)
+    if args.stored:
+        results = joined([json.loads(path.read_text()) for path in args.stored])
+    else:
+        for results in measured(args, given):
+            print(f"{list(results['networks'])[-1]} measured", file=sys.stderr, flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(results, indent=1) + "\n")
+    publish(report(results), args.write, args.section)
+    if args.plot:
+        plot(results, args.plot)
 
 
 if __name__ == "__main__":

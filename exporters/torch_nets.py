@@ -97,6 +97,14 @@ class Addition(nn.Module):
         return left + right
 
 
+class Concatenation(nn.Module):
+    """Channels side by side as a module, for the same reason."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the channels (N, C, ...) of both."""
+        return torch.cat([left, right], 1)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a skip connection."""
 
@@ -300,10 +308,11 @@ class DenseLayer(nn.Module):
             nn.ReLU(),
             nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False),
         )
+        self.join = Concatenation()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (N, C, H, W) with `growth` channels more."""
-        return torch.cat([x, self.layers(x)], 1)
+        return self.join(x, self.layers(x))
 
 
 class DenseNet(nn.Module):

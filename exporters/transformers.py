@@ -1,7 +1,7 @@
 """Transformers in plain torch: encoders like BERT, causal models like LLaMA, and ViT; and their export to ONNX.
 
 The parts are those of the papers, and every size is a parameter: exporters.minilm loads trained weights into them,
-exporters.vit and exporters.causal train small ones, benchmarks.transformers takes large ones with random weights.
+exporters.vit and exporters.causal train small ones, benchmarks.networks takes large ones with random weights.
 """
 
 from __future__ import annotations

@@ -94,11 +94,11 @@ def set_rules(
     """Give every layer of `net` its rule; needed anew before each call, since captum deletes them after one."""
     from torch import nn
 
-    from exporters.torch_nets import Addition
+    from exporters.torch_nets import Addition, Concatenation
 
     rules = pytest.importorskip("captum.attr._utils.lrp_rules")
     special = {"gamma": rules.GammaRule, "alpha1_beta0": rules.Alpha1_Beta0_Rule}
-    plain = (nn.Linear, Addition, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+    plain = (nn.Linear, nn.BatchNorm2d, Addition, Concatenation, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Linear) and rule_on_dense):
             chosen = special[rule](**options) if rule in special else rules.EpsilonRule()
@@ -106,7 +106,7 @@ def set_rules(
             chosen = rules.EpsilonRule()
         else:
             continue
-        pooled = isinstance(layer, nn.MaxPool2d) and pool_epsilon is not None
+        pooled = isinstance(layer, nn.MaxPool2d | Concatenation) and pool_epsilon is not None
         chosen.STABILITY_FACTOR = pool_epsilon if pooled else epsilon
         layer.rule = chosen
 

@@ -49,7 +49,7 @@ def zennit() -> ModuleType:
             sys.modules[name] = ModuleType(name)
         sys.modules[blocks.__name__] = blocks
     package = pytest.importorskip("zennit")
-    for part in ("attribution", "composites", "rules", "torchvision"):
+    for part in ("attribution", "composites", "layer", "rules", "torchvision"):
         pytest.importorskip(f"zennit.{part}")
     return package
 
@@ -71,7 +71,7 @@ def zennit_relevance(
 
     package = zennit()
     dtype = torch.float64 if double else torch.float32
-    net = _exact_batchnorm(copy.deepcopy(module).to(dtype).eval())
+    net = exact_batchnorm(copy.deepcopy(module).to(dtype).eval())
     given = {
         name: torch.as_tensor(value, dtype=dtype) if isinstance(value, np.ndarray) else value
         for name, value in options.items()
@@ -106,7 +106,7 @@ def zennit_conditional(
     import torch
 
     package = zennit()
-    net = _exact_batchnorm(copy.deepcopy(module).double().eval())
+    net = exact_batchnorm(copy.deepcopy(module).double().eval())
     modules = dict(net.named_modules())
     canonizers = [package.torchvision.ResNetCanonizer()]
     rules = None if composite is None else package.composites.COMPOSITES[composite](canonizers=canonizers)
@@ -151,7 +151,29 @@ def zennit_rule(layer: torch.nn.Module, x: np.ndarray, rule: str, relevance: np.
     return found.numpy()
 
 
-def _exact_batchnorm(net: torch.nn.Module) -> torch.nn.Module:
+def seen_sums(net: torch.nn.Module) -> torch.nn.Module:
+    """Let zennit see the sums of inverted residuals, which its canonizers do not know, as they do a ResNet's blocks."""
+    import torch
+
+    from exporters.torch_nets import InvertedResidual
+
+    total = zennit().layer.Sum
+
+    class Stacked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.total = total()
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return self.total(torch.stack([left, right], -1))
+
+    for block in net.modules():
+        if isinstance(block, InvertedResidual) and block.add is not None:
+            block.add = Stacked()
+    return net
+
+
+def exact_batchnorm(net: torch.nn.Module) -> torch.nn.Module:
     """Move each epsilon into the running variance.
 
     zennit merges a batch norm into its convolution but leaves a batch norm behind that still divides by sqrt(1 + eps).

@@ -30,23 +30,29 @@ ENOUGH = 0.25  # seconds that a sample lasts at least
 MB = 1e6
 
 
-def medians(calls: Mapping[str, Call], rounds: int) -> dict[str, float]:
-    """Return each call's median time in milliseconds over `rounds` samples, all calls taking turns.
+def samples(calls: Mapping[str, Call], rounds: int, enough: float = ENOUGH) -> dict[str, list[float]]:
+    """Return each call's times in milliseconds, `rounds` of them, all calls taking turns.
 
-    A call that is longer than a sample is warm by its own beginning: only its first one is not counted.
+    Each is the mean over at least `enough` seconds. A call that is longer is warm by its own beginning: only its first
+    one is not counted.
     """
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             time.sleep(PAUSE)
-            if not samples[name] or samples[name][-1] < 1000 * ENOUGH:
+            if not found[name] or found[name][-1] < 1000 * enough:
                 call()
             start, runs = time.perf_counter(), 0
-            while not runs or time.perf_counter() - start < ENOUGH:
+            while not runs or time.perf_counter() - start < enough:
                 call()
                 runs += 1
-            samples[name].append(1000 * (time.perf_counter() - start) / runs)
-    return {name: statistics.median(found) for name, found in samples.items()}
+            found[name].append(1000 * (time.perf_counter() - start) / runs)
+    return found
+
+
+def medians(calls: Mapping[str, Call], rounds: int) -> dict[str, float]:
+    """Return each call's median time in milliseconds over `rounds` samples, all calls taking turns."""
+    return {name: statistics.median(found) for name, found in samples(calls, rounds).items()}
 
 
 def alone(function: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:

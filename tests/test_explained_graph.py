@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from onnx import TensorProto
 import onnx_lrp
 from onnx_lrp import rewrite
 from onnx_lrp.composite import book_names
-from onnx_lrp.errors import ModelError
+from onnx_lrp.errors import InputError, ModelError
 from tests.layers import IR, OPSET, Net
 from tests.support import run_double
 from tests.test_ledger import feeds_for, source
@@ -62,6 +63,21 @@ def test_the_source_is_not_touched() -> None:
     before = model.SerializeToString()
     rewrite(model, **MANY)
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_collector_of_cycles_is_as_it_was(collects: bool) -> None:
+    """After a rewriting, and after one that ends with an error."""
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        rewrite(source("picture"))
+        assert gc.isenabled() == collects
+        with pytest.raises(InputError):
+            rewrite(source("picture"), start="nowhere")  # type: ignore[arg-type]
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 @pytest.mark.parametrize("name", NETS)

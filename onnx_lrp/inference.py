@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from onnx_lrp.values import Array, Call, Value
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
+
+_LONGEST = 4096  # elements of what may be a shape, axes or sizes; what is longer are indices, of which nothing is read
 
 
 @functools.cache
@@ -46,23 +48,50 @@ def infer(
     Raises:
         Exception: inference rejects the node, in words of its own.
     """
-    inputs = ["" if v is None else v.name for v in values]
-    types = {v.name: type_proto(v.facts) for v in values if v is not None}
-    data = {name: onnx.numpy_helper.from_array(array, name) for name, array in integers.items()}
-    imports = [onnx.helper.make_opsetid("", opset)]
-    inferred = onnx.shape_inference.infer_node_outputs(
-        _schema(kind, opset), node_proto(kind, inputs, names, attrs), types, data, opset_imports=imports
-    )
+    types = tuple(None if v is None else (v.facts.dtype, v.facts.shape) for v in values)
+    arrays = (None if v is None else integers.get(v.name) for v in values)
+    known = tuple(a if a is None or a.size <= _LONGEST else None for a in arrays)
+    key = (kind, opset, types, len(names), tuple(map(hashable, known)), tuple((k, hashable(attrs[k])) for k in attrs))
+    made = _inferred(_Question(key, known, attrs))
     absent = Sign.ANY if kind == "Clip" else Sign.ZERO  # a bound that is not given bounds nothing
     signs = [absent if v is None else v.facts.sign for v in values]
     const = all(v is None or v.facts.const for v in values) and kind not in RANDOM
     active = any(v is not None and v.facts.active for v in values)
     result = []
-    for name in names:
-        known = _facts_of(inferred[name])
-        live = active and known.dtype.kind == "f"
-        result.append(replace(known, const=const, active=live, sign=sign_of(kind, signs, attrs)))
+    for dtype, shape in made:
+        live = active and dtype.kind == "f"
+        result.append(Facts(dtype, shape, const=const, active=live, sign=sign_of(kind, signs, attrs)))
     return result
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What ONNX's inference is asked; two are one question if their keys are equal.
+
+    Attributes:
+        key: operator, opset, types of the inputs, number of outputs, known elements, attributes; hashable.
+        integers: the elements of each input where they are known.
+        attrs: the attributes.
+    """
+
+    key: tuple[Any, ...]
+    integers: tuple[Array | None, ...] = field(compare=False)
+    attrs: dict[str, Any] = field(compare=False)
+
+
+@functools.lru_cache(4096)
+def _inferred(asked: _Question) -> list[tuple[np.dtype[Any], Shape | None]]:
+    """Element types and shapes of the outputs; layers that are alike are asked about once."""
+    kind, opset, types, count = asked.key[:4]
+    inputs = ["" if t is None else f"i{k}" for k, t in enumerate(types)]
+    outputs = [f"o{k}" for k in range(count)]
+    given = {name: type_proto(Facts(*t)) for name, t in zip(inputs, types, strict=True) if t is not None}
+    known = zip(inputs, asked.integers, strict=True)
+    data = {name: onnx.numpy_helper.from_array(array, name) for name, array in known if array is not None}
+    imports = [onnx.helper.make_opsetid("", opset)]
+    node = node_proto(kind, inputs, outputs, asked.attrs)
+    found = onnx.shape_inference.infer_node_outputs(_schema(kind, opset), node, given, data, opset_imports=imports)
+    return [_type_of(found[name]) for name in outputs]
 
 
 def evaluate(call: Call, inputs: Sequence[Array | None], opset: int) -> list[Array]:
@@ -142,9 +171,9 @@ def type_proto(facts: Facts) -> onnx.TypeProto:
     return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(facts.dtype), facts.shape)
 
 
-def _facts_of(proto: onnx.TypeProto) -> Facts:
+def _type_of(proto: onnx.TypeProto) -> tuple[np.dtype[Any], Shape | None]:
     tensor = proto.tensor_type
     shape: Shape | None = None
     if tensor.HasField("shape"):
         shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
-    return Facts(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
+    return onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape

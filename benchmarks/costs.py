@@ -1,10 +1,11 @@
-"""What explanations cost, counted and not timed: nodes, multiplications and bytes, the same on every machine.
+"""What explanations cost, counted and not timed: nodes, multiplications, bytes and memory, the same on every machine.
 
     python -m benchmarks.costs                      # the table
     python -m benchmarks.costs --write tests/costs.json
 
 Multiplications are those of products of tensors (Conv, ConvTranspose, MatMul, Gemm) on one sample, as a ratio to the
-forward pass; bytes are those of the file, as a ratio to the source's. A test holds the numbers to `tests/costs.json`,
+forward pass; bytes are those of the file, as a ratio to the source's; live are the most bytes of activations that are
+alive at once, as a ratio to the forward pass (see `benchmarks.memory`). A test holds the numbers to `tests/costs.json`,
 so a change of them is seen where it is made.
 """
 
@@ -23,10 +24,12 @@ import onnxruntime as ort
 import torch
 
 import onnx_lrp
+from benchmarks.memory import live
 from benchmarks.networks import Sizes, network
 from exporters.torch_nets import export, mobilenet, resnet18, resnet50, vgg16
 from exporters.transformers import Bert, ViT
 from exporters.transformers import export as export_transformer
+from onnx_lrp.order import bodies
 
 Counts = dict[str, float]
 
@@ -88,6 +91,7 @@ def counted(name: str, method: str) -> Counts:
         "nodes": sum(1 for _ in nodes(explained.model.graph)) - sum(1 for _ in nodes(forward.graph)),
         "multiplications": round(after / before, 3),
         "bytes": round(explained.model.ByteSize() / source.ByteSize(), 3),
+        "live": round(live(explained.model, feeds) / live(source, feeds), 3),
     }
 
 
@@ -95,9 +99,8 @@ def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """All nodes, those of bodies too."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from nodes(body)
+        for body in bodies(node):
+            yield from nodes(body)
 
 
 def products(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> int:
@@ -162,10 +165,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="the file that the test reads")
     args = parser.parse_args(arguments)
     found = every()
-    print(f"{'network':12}{'method':24}{'nodes added':>12}{'multiplications':>17}{'bytes':>8}")
+    print(f"{'network':12}{'method':24}{'nodes added':>12}{'multiplications':>17}{'bytes':>8}{'live':>8}")
     for name, row in found.items():
         for method, count in row.items():
-            print(f"{name:12}{method:24}{count['nodes']:12.0f}{count['multiplications']:17.3f}{count['bytes']:8.3f}")
+            print(
+                f"{name:12}{method:24}{count['nodes']:12.0f}{count['multiplications']:17.3f}"
+                f"{count['bytes']:8.3f}{count['live']:8.3f}"
+            )
     if args.write:
         args.write.write_text(json.dumps(found, indent=1) + "\n")
 

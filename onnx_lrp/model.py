@@ -24,6 +24,7 @@ from onnx import external_data_helper, shape_inference
 
 from onnx_lrp.errors import InputError, ModelError, one_line
 from onnx_lrp.opsets import inlined, name_nodes, opset_of, to_working_opset
+from onnx_lrp.order import bodies, by_depth
 
 Shapes: TypeAlias = "Mapping[str, Sequence[int | None]]"
 ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | gs.Graph"
@@ -235,8 +236,8 @@ def _all_tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterable[onnx.T
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _all_tensors(inner)
+        for inner in bodies(node):
+            yield from _all_tensors(inner)
 
 
 def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto], set[str]]:
@@ -335,7 +336,7 @@ def assemble(
     model = onnx.ModelProto()
     model.CopyFrom(source.skeleton)
     graph = model.graph
-    graph.node.extend(added.node)
+    graph.node.extend(by_depth(added.node, source.skeleton.graph.node))
     graph.initializer.extend(added.initializer)
     graph.input.extend(added.input)
     graph.output.extend(added.output)

@@ -64,8 +64,14 @@ class Explainer:
             raise InputError(f"batch_size is at least 1, not {batch_size}")
         self.tokenizer = as_tokenizer(tokenizer)
         self.explained: Explained = rewrite(model, method, **options)
-        folder = self.explained.source.folder
-        self.session = Session(self.explained.model, device=device, providers=providers, threads=threads, folder=folder)
+        self.session = Session(
+            self.explained.bare,
+            device=device,
+            providers=providers,
+            threads=threads,
+            folder=self.explained.source.folder,
+            source=self.explained.source,
+        )
         _LOG.info("%s: %s on %s", self.explained.source.name, self.explained.method, ", ".join(self.providers))
         on_gpu = self.session.providers[0] != "CPUExecutionProvider"
         self._own = [o.name for o in self.explained.source.skeleton.graph.output]

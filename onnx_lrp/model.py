@@ -32,6 +32,7 @@ ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | gs.Gr
 _NEWEST_OPSET = 26  # the newest that ONNX Runtime 1.31 loads
 _SMALL = 1024  # bytes; tensors up to this stay in the skeleton, because shapes may be computed from them
 _PROTOBUF_LIMIT = 2**31 - 2**20
+_PAGE = 4096  # bytes; what is mapped into memory begins at a multiple
 ROLE = "onnx_lrp.role"  # metadata of a node in a body of ours: what the walk knows it as
 
 
@@ -41,26 +42,60 @@ class Source:
 
     Attributes:
         skeleton: the model at the working opset, each large initializer declared as an input instead.
-        weights: those initializers, in their order.
         sha256: of the bytes that were given.
         name: file name or graph name, for messages.
         folder: where external data is looked up and models refer to it; None for models in memory.
-        original: the model as given (opset untouched), for comparing outputs.
+        path: the file that the model can be read from again; None for models in memory and those with external data.
+        constants: names of the large initializers.
         defaults: names of graph inputs that have a default value, so that they may be fed or not.
     """
 
     skeleton: onnx.ModelProto
-    weights: dict[str, onnx.TensorProto]
     sha256: str
     name: str
     folder: Path | None
-    original: onnx.ModelProto
-    defaults: set[str] = field(default_factory=set)
+    path: Path | None
+    constants: frozenset[str]
+    defaults: set[str]
+    _held: tuple[onnx.ModelProto, dict[str, onnx.TensorProto]] | None = field(repr=False)
 
     @property
     def opset(self) -> int:
         """Version of the ai.onnx operators in the skeleton."""
         return opset_of(self.skeleton)
+
+    @property
+    def original(self) -> onnx.ModelProto:
+        """The model as given (opset untouched), for comparing outputs.
+
+        Raises:
+            ModelError: it was released, and its file is gone or another one.
+        """
+        return self._kept()[0]
+
+    @property
+    def weights(self) -> dict[str, onnx.TensorProto]:
+        """The large initializers by name, in their order.
+
+        Raises:
+            ModelError: the model was released, and its file is gone or another one.
+        """
+        return self._kept()[1]
+
+    def release(self) -> None:
+        """Let the weights go where they can be read again, as they are when they are next asked for."""
+        if self.path is not None:
+            self._held = None
+
+    def _kept(self) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
+        if self._held is None:
+            assert self.path is not None
+            proto, name, _, digest = _read(self.path)
+            if digest != self.sha256:
+                raise ModelError(f"{name}: the file has changed since it was explained; explain it anew")
+            _import_once(proto)
+            self._held = proto, _split(proto)[1]
+        return self._held
 
 
 def load(model: ModelLike, shapes: Shapes | None = None) -> Source:
@@ -93,13 +128,14 @@ def load(model: ModelLike, shapes: Shapes | None = None) -> Source:
             f"export with opset_version={_NEWEST_OPSET} or lower"
         )
     _import_once(proto)
-    _resolve_external(proto, name, folder)
+    external = _resolve_external(proto, name, folder)
     skeleton, weights, defaults = _split(proto)
     skeleton = to_working_opset(inlined(skeleton, name), name)
     name_nodes(skeleton.graph)
     _fix_lengths(skeleton.graph, shapes or {}, {i.name for i in skeleton.graph.input} - weights.keys())
     _check(skeleton, name)
-    return Source(skeleton, weights, digest, name, folder, proto, defaults)
+    path = Path(model) if isinstance(model, str | os.PathLike) and not external else None
+    return Source(skeleton, digest, name, folder, path, frozenset(weights), defaults, (proto, weights))
 
 
 def _fix_lengths(graph: onnx.GraphProto, shapes: Shapes, inputs: Collection[str]) -> None:
@@ -165,12 +201,16 @@ def _canonical_bytes(proto: onnx.ModelProto) -> bytes:
     return serialized(proto) or serialized(_split(proto)[0]) or b""
 
 
-def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) -> None:
-    """Load external tensors into the proto while it stays below protobuf's limit; else check the references only."""
+def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) -> bool:
+    """Load external tensors into the proto while it stays below protobuf's limit; else check the references only.
+
+    Returns:
+        Whether there are any.
+    """
     graphs = (proto.graph, *proto.functions)
     tensors = [t for g in graphs for t in _all_tensors(g) if external_data_helper.uses_external_data(t)]
     if not tensors:
-        return
+        return False
     if folder is None:
         raise ModelError(
             f"{name}: weights are external data, which a model in memory cannot find; give the model's path"
@@ -205,6 +245,7 @@ def _resolve_external(proto: onnx.ModelProto, name: str, folder: Path | None) ->
                 ) from None
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
+    return True
 
 
 def _bytes_of(tensor: onnx.TensorProto) -> int:
@@ -243,14 +284,8 @@ def _all_tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterable[onnx.T
 def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto], set[str]]:
     """A model without its large initializers (declared as inputs instead), those, and which of all can be fed."""
     weights: dict[str, onnx.TensorProto] = {}
-    skeleton = onnx.ModelProto()
-    for descriptor, value in proto.ListFields():
-        if descriptor.name != "graph":
-            _copy_field(skeleton, descriptor.name, value)
+    skeleton = _without_initializers(proto)
     declared = {i.name for i in proto.graph.input}
-    for descriptor, value in proto.graph.ListFields():
-        if descriptor.name != "initializer":
-            _copy_field(skeleton.graph, descriptor.name, value)
     # Below IR 4 every initializer has to be listed among the inputs, yet runtimes treat it as a constant.
     listed_by_force = proto.ir_version < 4
     constants = {t.name for t in proto.graph.initializer} if listed_by_force else set()
@@ -272,6 +307,17 @@ def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Tens
         skeleton.graph.input.extend(kept)
         skeleton.ir_version = 4
     return skeleton, weights, defaults
+
+
+def _without_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    for descriptor, value in proto.ListFields():
+        if descriptor.name != "graph":
+            _copy_field(copy, descriptor.name, value)
+    for descriptor, value in proto.graph.ListFields():
+        if descriptor.name != "initializer":
+            _copy_field(copy.graph, descriptor.name, value)
+    return copy
 
 
 def _copy_field(target: Any, name: str, value: Any) -> None:
@@ -316,22 +362,46 @@ def inferred_graph(source: Source) -> onnx.GraphProto:
         ) from None
 
 
-def assemble(
-    source: Source,
-    added: onnx.GraphProto,
-    metadata: dict[str, str],
-    arrange: Callable[[onnx.ModelProto], None] = lambda model: None,
-) -> onnx.ModelProto:
-    """The explained model: the source's own nodes byte for byte, then what was added.
+def assemble(source: Source, added: onnx.GraphProto, metadata: dict[str, str]) -> onnx.ModelProto:
+    """The explained model: as :func:`assemble_bare`, and the source's weights.
 
     Args:
         source: the source.
         added: nodes, initializers, inputs and outputs to append.
         metadata: metadata_props to set on the model.
-        arrange: rearranges the nodes of the finished model in place, weights not yet in it.
 
     Returns:
         A new model, checked.
+    """
+    return with_weights(assemble_bare(source, added, metadata), source)
+
+
+def with_weights(bare: onnx.ModelProto, source: Source | None) -> onnx.ModelProto:
+    """A copy of a model that holds the source's weights, too; without a source the model itself."""
+    if source is None:
+        return bare
+    model = onnx.ModelProto()
+    model.CopyFrom(bare)
+    model.graph.initializer.extend(source.weights.values())
+    return model
+
+
+def assemble_bare(
+    source: Source,
+    added: onnx.GraphProto,
+    metadata: dict[str, str],
+    arrange: Callable[[onnx.ModelProto], None] = lambda model: None,
+) -> onnx.ModelProto:
+    """The explained model without weights: the source's own nodes byte for byte, then what was added.
+
+    Args:
+        source: the source.
+        added: nodes, initializers, inputs and outputs to append.
+        metadata: metadata_props to set on the model.
+        arrange: rearranges the nodes of the finished model in place.
+
+    Returns:
+        A new model, checked; what the source's weights are called is read in it and made nowhere.
     """
     model = onnx.ModelProto()
     model.CopyFrom(source.skeleton)
@@ -345,10 +415,9 @@ def assemble(
         entry.value = value
     arrange(model)
     _check(model, source.name)
-    kept = [i for i in graph.input if i.name not in source.weights or i.name in source.defaults]
+    kept = [i for i in graph.input if i.name not in source.constants or i.name in source.defaults]
     del graph.input[:]
     graph.input.extend(kept)
-    graph.initializer.extend(source.weights.values())
     return model
 
 
@@ -402,6 +471,44 @@ def _bring_external(model: onnx.ModelProto, path: Path, folder: Path) -> None:
         except OSError:
             with origin.open("rb") as file:
                 write_atomically(target, file.read())
+
+
+def write_apart(model: onnx.ModelProto, constants: Iterable[onnx.TensorProto], folder: Path) -> Path:
+    """Write a model that a runtime is to load, its weights in a file of their own, which can be mapped into memory.
+
+    Args:
+        model: the model.
+        constants: all its initializers, be they in it or not.
+        folder: where to.
+
+    Returns:
+        The path of the model.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to.
+    """
+    referring, location = _without_initializers(model), "weights"
+    with (folder / location).open("wb") as file:
+        for tensor in constants:
+            data = tensor.raw_data or (array_of(tensor).tobytes() if _bytes_of(tensor) else b"")
+            if len(data) <= _SMALL:
+                referring.graph.initializer.append(tensor)
+                continue
+            offset = -(-file.tell() // _PAGE) * _PAGE
+            file.seek(offset)
+            file.write(data)
+            entry = referring.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            entry.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", location), ("offset", offset), ("length", len(data))):
+                entry.external_data.add(key=key, value=str(value))
+    path = folder / "model.onnx"
+    path.write_bytes(referring.SerializeToString())
+    return path
+
+
+def bytes_of(tensors: Iterable[onnx.TensorProto]) -> int:
+    """Bytes that the elements of tensors take, by their shapes."""
+    return sum(map(_bytes_of, tensors))
 
 
 def serialized(model: onnx.ModelProto) -> bytes | None:

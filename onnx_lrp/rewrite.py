@@ -38,7 +38,7 @@ class Explained:
     """An explained model.
 
     Attributes:
-        model: the ModelProto: predicts and explains in one run.
+        bare: the explained model without its weights, which are those of ``source``.
         table: which rule every node takes.
         method: name of the method.
         relevance: reported tensor -> name of the graph output that holds its relevance.
@@ -53,7 +53,7 @@ class Explained:
         values: inner tensor -> name of the graph output that holds its value.
     """
 
-    model: onnx.ModelProto
+    bare: onnx.ModelProto = field(repr=False)
     table: Table
     method: str
     relevance: dict[str, str]
@@ -65,6 +65,11 @@ class Explained:
     masks: dict[str, int] = field(default_factory=dict)
     across: dict[str, int] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def model(self) -> onnx.ModelProto:
+        """The ModelProto: predicts and explains in one run. It is put together, and kept, when first asked for."""
+        return models.with_weights(self.bare, self.source)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model under a temporary name and rename it; above 2 GiB the weights lie beside it.
@@ -290,11 +295,11 @@ def rewrite_with_accounts(
     nodes, own = len(source.skeleton.graph.node), [o.name for o in source.skeleton.graph.output]
     lengths = {name: tuple(tensor.dims) for name, tensor in source.weights.items()}
     arrange = (lambda proto: behind_switch(proto, nodes, own, lengths)) if switch else (lambda proto: None)
-    proto = models.assemble(source, added, {"onnx_lrp": json.dumps(info, sort_keys=True)}, arrange)
+    bare = models.assemble_bare(source, added, {"onnx_lrp": json.dumps(info, sort_keys=True)}, arrange)
     axes = explained.shape if first.single else explained.shape[1:]
     classes = tuple(d if isinstance(d, int) else None for d in axes if d != 1) or (1,)
     return Explained(
-        proto,
+        bare,
         table,
         chosen.name,
         names,

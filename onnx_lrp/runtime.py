@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import io
 import logging
 import re
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +19,12 @@ import onnx
 from onnx import external_data_helper
 
 from onnx_lrp.errors import InputError, ModelError, OnnxLrpError
-from onnx_lrp.model import save, serialized
+from onnx_lrp.model import Source, bytes_of, save, serialized, with_weights, write_apart
 from onnx_lrp.roles import role_of
 
 _LOG = logging.getLogger("onnx_lrp")
 _CUDA = "CUDAExecutionProvider"
+_LARGE = 2**24  # bytes of weights from which it pays to care for memory when a model is loaded
 
 Device = Literal["auto", "cpu", "cuda"]
 Array = np.ndarray[Any, Any]
@@ -107,6 +111,7 @@ class Session:
         providers: ONNX Runtime's own list, overrides ``device``.
         threads: threads per operator; default: ONNX Runtime's choice.
         folder: where external data of the model lies.
+        source: whose weights the model lacks; they are released, for the session holds what it needs of them.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
@@ -121,15 +126,16 @@ class Session:
         providers: Sequence[Any] | None = None,
         threads: int | None = None,
         folder: Path | None = None,
+        source: Source | None = None,
     ):
         ort = onnxruntime()
         options = session_options(threads, fixed_batch=_has_fixed_batch(model))
-        if folder is not None and any(external_data_helper.uses_external_data(t) for t in model.graph.initializer):
+        if folder is not None and _is_external(_constants(model, source)):
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         chosen = choose_providers(device, providers)
         tries_cuda = providers is None and chosen[0] == _CUDA
         with preloaded(ort) if tries_cuda else contextlib.nullcontext():
-            self.raw = _load(ort, model, options, chosen)
+            self.raw = _load(ort, model, source, options, chosen)
         self.providers: list[str] = self.raw.get_providers()
         if device == "auto" and tries_cuda and _CUDA not in self.providers:
             _LOG.warning("the CUDA provider does not load, so the CPU runs; onnx-lrp doctor says why")
@@ -235,20 +241,62 @@ def _has_fixed_batch(model: onnx.ModelProto) -> bool:
     return all(not dims or dims[0].HasField("dim_value") for dims in shapes)
 
 
-def _load(ort: Any, model: onnx.ModelProto, options: Any, providers: Sequence[Any]) -> Any:
-    """The session, from bytes; from a temporary file above protobuf's limit."""
+def _constants(model: onnx.ModelProto, source: Source | None) -> list[onnx.TensorProto]:
+    return [*model.graph.initializer, *(source.weights.values() if source else ())]
+
+
+def _is_external(tensors: Iterable[onnx.TensorProto]) -> bool:
+    return any(external_data_helper.uses_external_data(t) for t in tensors)
+
+
+def _load(ort: Any, model: onnx.ModelProto, source: Source | None, options: Any, providers: Sequence[Any]) -> Any:
+    """The session, made while nothing else here holds the weights."""
+    constants = _constants(model, source)
+    large = bytes_of(constants) > _LARGE
     try:
-        data = serialized(model)
-        if data is not None:
-            return ort.InferenceSession(data, options, providers=providers)
-        with tempfile.TemporaryDirectory(prefix="onnx_lrp_") as folder:
-            path = Path(folder) / "model.onnx"
-            save(model, path)
-            return ort.InferenceSession(str(path), options, providers=providers)
+        with contextlib.ExitStack() as stack:
+            given = _loadable(model, source, constants if large and not _is_external(constants) else [], stack)
+            constants.clear()
+            if source is not None:
+                source.release()
+            if large:
+                gc.collect()  # what rewriting leaves is in cycles, and holds weights
+                _give_back()
+            return ort.InferenceSession(given, options, providers=providers)
     except OnnxLrpError:
         raise
     except Exception as error:  # ONNX Runtime raises its own unrelated types
         raise ModelError(f"ONNX Runtime cannot load the model: {_reason(error)}") from None
+    finally:
+        if large:
+            _give_back()
+
+
+def _loadable(
+    model: onnx.ModelProto, source: Source | None, apart: Sequence[onnx.TensorProto], stack: contextlib.ExitStack
+) -> bytes | str:
+    """What ONNX Runtime reads: bytes; or the path of a temporary file, from which the weights ``apart`` are mapped."""
+    if apart:
+        try:
+            return str(write_apart(model, apart, _folder(stack)))
+        except OSError as error:
+            _LOG.info("no temporary file (%s), so loading takes more memory", error.strerror or error)
+    whole = with_weights(model, source)
+    if (data := serialized(whole)) is not None:
+        return data
+    path = _folder(stack) / "model.onnx"
+    save(whole, path)
+    return str(path)
+
+
+def _folder(stack: contextlib.ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx_lrp_", ignore_cleanup_errors=True)))
+
+
+def _give_back() -> None:
+    """Let the C library return memory that is free: glibc keeps half of what loading took."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _reason(error: Exception) -> str:

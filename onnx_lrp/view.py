@@ -186,7 +186,7 @@ def read_view(source: Source, portable: bool, kept: Collection[str] = ()) -> Vie
         if info.name in source.defaults:
             weight = facts.dtype.kind == "f" and _fixed(facts.shape) and info.name not in kept
             e.declare(info.name, replace(facts, const=weight))
-        elif info.name not in source.weights:
+        elif info.name not in source.constants:
             inputs[info.name] = e.declare(info.name, facts)
     known = {info.name: _facts(info) for info in (*graph.value_info, *graph.output)}
     calls = []

@@ -226,7 +226,7 @@ def wanted_inputs(source: Source) -> dict[str, Spec]:
     found = {}
     for info in source.skeleton.graph.input:
         tensor = info.type.tensor_type
-        if info.name not in source.weights and info.name not in source.defaults:
+        if info.name not in source.constants and info.name not in source.defaults:
             dims = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
             found[info.name] = Spec(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type or 1), dims)
     return found
@@ -275,7 +275,7 @@ def preprocessing(args: argparse.Namespace, source: Source) -> tuple[Preprocess,
     asked = {key: getattr(args, key) for key in _PIXELS if getattr(args, key) is not None}
     if args.preprocess is not None:
         return from_options(args.preprocess, **asked, input_shape=shape), "as asked"
-    said = metadata(source.original, "preprocess")
+    said = metadata(source.skeleton, "preprocess")
     if said is not None:
         try:
             settings: dict[str, Any] = {
@@ -343,7 +343,7 @@ def class_names(path: str | None, source: Source, classes: int | None) -> list[s
     """
     names = read_labels(path)
     if names is None:
-        names = _names(metadata(source.original, "classes"))
+        names = _names(metadata(source.skeleton, "classes"))
         if names and classes not in (None, len(names)):
             _LOG.warning(
                 "the model's metadata 'classes' has %d names, its output %d classes; it is not used",

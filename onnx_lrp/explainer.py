@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from onnx_lrp.methods import Method
 from onnx_lrp.model import ModelLike
 from onnx_lrp.positions import Position, find_positions
 from onnx_lrp.rewrite import Explained, rewrite
-from onnx_lrp.roles import Spec, filled, kinds, role_of, text_inputs
-from onnx_lrp.runtime import Array, Device, Session
+from onnx_lrp.roles import filled, kinds, role_of, text_inputs
+from onnx_lrp.runtime import CPU, Array, Device, Session
+from onnx_lrp.stream import ahead, gathered
 from onnx_lrp.tokenizer import Text, Tokenizer, TokenizerLike, as_tokenizer
 from onnx_lrp.tokens import token_rows
 
@@ -30,6 +32,25 @@ _LOG = logging.getLogger("onnx_lrp")
 _CHUNK_CPU, _CHUNK_GPU = 4, 32
 
 
+class _Checked(dict[str, Array]):
+    """Feeds that were checked: on which axis of each its samples lie, and how many there are."""
+
+    def __init__(self, feeds: Mapping[str, Array], axes: dict[str, int], count: int):
+        super().__init__(feeds)
+        self.axes, self.count = axes, count
+
+
+def _joins(one: _Checked, other: _Checked) -> bool:
+    """Whether two batches can run as one: equal but for their samples, and for how many these are."""
+
+    def apart(item: _Checked) -> dict[str, tuple[Any, ...]]:
+        return {k: (*v.shape[: item.axes[k]], *v.shape[item.axes[k] + 1 :]) for k, v in item.items() if k in item.axes}
+
+    whole = [k for k in one if k not in one.axes]
+    same = one.keys() == other.keys() and apart(one) == apart(other)
+    return same and bool(one.axes) and all(np.array_equal(one[k], other[k]) for k in whole)
+
+
 class Explainer:
     """Explain many inputs of one model: the model is rewritten and the session made once.
 
@@ -40,6 +61,8 @@ class Explainer:
         providers: ONNX Runtime's own list, overrides ``device``.
         threads: threads per operator.
         batch_size: samples per run; default: 4 on a CPU, 32 on a GPU, or where samples have an input in common.
+        cuda_graph: with CUDA, record the kernels of a run once and replay them, which saves the time to launch each.
+            All lengths must be fixed (``shapes={"input": (8, 3, 224, 224)}``), and the model without control flow.
         tokenizer: path of a tokenizer.json, or a tokenizer: then texts can be given for token ids, and explanations
             know the words.
         options: as for :func:`onnx_lrp.rewrite`.
@@ -57,6 +80,7 @@ class Explainer:
         providers: Sequence[Any] | None = None,
         threads: int | None = None,
         batch_size: int | None = None,
+        cuda_graph: bool = False,
         tokenizer: TokenizerLike = None,
         **options: Any,
     ):
@@ -71,9 +95,10 @@ class Explainer:
             threads=threads,
             folder=self.explained.source.folder,
             source=self.explained.source,
+            cuda_graph=cuda_graph,
         )
         _LOG.info("%s: %s on %s", self.explained.source.name, self.explained.method, ", ".join(self.providers))
-        on_gpu = self.session.providers[0] != "CPUExecutionProvider"
+        on_gpu = self.session.providers[0] != CPU
         self._own = [o.name for o in self.explained.source.skeleton.graph.output]
         # Of a similarity (N, B) of captions and images, each caption is compared with all images. Where relevance of
         # the images is asked for, too, each caption has an image of its own, and they run pair by pair.
@@ -194,10 +219,72 @@ class Explainer:
             {tensor: joined[name] for tensor, name in self.explained.values.items()},
         )
 
-    def stream(self, batches: Iterable[Inputs]) -> Iterator[Explanation]:
-        """Explain batch after batch: explanations come in order, memory stays constant."""
-        for batch in batches:
-            yield self(batch)
+    def stream(self, batches: Iterable[Inputs], *, prefetch: int = 1, gather: bool = False) -> Iterator[Explanation]:
+        """Explain batch after batch: one explanation for each, in order; memory does not grow with their number.
+
+        Args:
+            batches: inputs as for a call, of any size each.
+            prefetch: runs for which inputs are taken and checked in advance, by a thread, while the present one goes
+                on; 0: a batch is taken when its explanation is asked for, and by the caller's own thread.
+            gather: run small neighbours of equal shapes together, up to :attr:`chunk` samples. That is faster for
+                small models and on a GPU; an explanation then waits for the batches that run with its own.
+
+        Returns:
+            An iterator. An error of `batches`, or of a batch that does not fit, is raised where its explanation would
+            have come. Closing it (``.close()``, or leaving a loop over it) ends the thread; a batch that the thread is
+            waiting for is waited for.
+
+        Raises:
+            InputError: a negative `prefetch`; later as for a call.
+        """
+        if prefetch < 0:
+            raise InputError(f"prefetch is at least 0, not {prefetch}")
+        groups = gathered(self._checked(batches), lambda item: item.count, self.chunk if gather else 1, _joins)
+        return self._explained(ahead(groups, prefetch) if prefetch else groups)
+
+    def _checked(self, batches: Iterable[Inputs]) -> Iterator[_Checked]:
+        """Batches ready to run; an error says which batch it is about."""
+        for number, batch in enumerate(batches):
+            try:
+                feeds = self._feeds(batch)
+                checked = _Checked(feeds, *self._axes(feeds))
+            except InputError as error:
+                error.add_note(f"in batch {number} of the stream, counted from 0")
+                raise
+            yield checked
+
+    def _explained(self, groups: Generator[list[_Checked], None, None]) -> Iterator[Explanation]:
+        """The explanation of each batch, those of a group from one run."""
+        with contextlib.closing(groups):
+            for group in groups:
+                if len(group) == 1:
+                    yield self(group.pop())
+                else:
+                    yield from self._together(group)
+
+    def _together(self, group: Sequence[_Checked]) -> Iterator[Explanation]:
+        """The explanations of batches that run as one."""
+        feeds, axes = dict(group[0]), group[0].axes
+        feeds |= {k: np.concatenate([item[k] for item in group], axis) for k, axis in axes.items()}
+        whole, begin = self(_Checked(feeds, axes, sum(item.count for item in group))), 0
+        for item in group:
+            yield self._part(whole, begin, item)
+            begin += item.count
+
+    def _part(self, whole: Explanation, begin: int, item: _Checked) -> Explanation:
+        """What one batch has of an explanation of several, in arrays of its own."""
+
+        def cut(arrays: Mapping[str, Array], names: Mapping[str, str]) -> dict[str, Array]:
+            axes = {k: self._output_axis(names[k], v, len(whole)) for k, v in arrays.items()}
+            rows = range(begin, begin + item.count)
+            return {k: v if axes[k] is None else np.take(v, rows, axes[k]) for k, v in arrays.items()}
+
+        part = whole[begin : begin + item.count]
+        part.outputs = cut(whole.outputs, {name: name for name in whole.outputs})
+        part.relevance = cut(whole.relevance, self.explained.relevance)
+        part.values = cut(whole.values, self.explained.values)
+        part.inputs = {k: v for k, v in item.items() if k in self.session.inputs}
+        return part
 
     def _every(
         self, feeds: dict[str, Array], axes: Mapping[str, int], count: int
@@ -217,6 +304,8 @@ class Explainer:
     # ---- checks ----------------------------------------------------------------------------------------------------
 
     def _feeds(self, inputs: Inputs) -> dict[str, Array]:
+        if isinstance(inputs, _Checked):
+            return dict(inputs)
         session = self.session
         inputs = self._encoded(inputs)
         if not isinstance(inputs, Mapping):
@@ -247,7 +336,7 @@ class Explainer:
     def _encoded(self, inputs: Inputs) -> Inputs:
         """Texts as token ids; other inputs as they are."""
         session = self.session
-        specs = {name: Spec(np.dtype(session.dtype(name)), tuple(i.shape)) for name, i in session.inputs.items()}
+        specs = session.specs()
         groups = {g.ids: g for g in text_inputs(kinds(specs))}
         if (texts := _texts(inputs)) is not None:
             return self._reader().feeds(texts, specs)

@@ -158,6 +158,40 @@ def filled(
     return found
 
 
+def noise(inputs: Mapping[str, Spec], batch: int = 1) -> dict[str, NDArray[Any]]:
+    """Seeded noise for every input: floats in [0, 1), and integers 0 and 1, which are ids of every table.
+
+    What a text feeds beside its ids is filled in as by `filled`, unless its shape forbids.
+
+    Args:
+        inputs: of the model.
+        batch: length of a first axis that is open.
+
+    Raises:
+        InputError: an open length beyond the first axis.
+    """
+    rng = np.random.default_rng(0)
+
+    def made(name: str, spec: Spec) -> NDArray[Any]:
+        if any(not isinstance(d, int) for d in spec.shape[1:]):
+            axes = ", ".join("?" if d is None else str(d) for d in spec.shape)
+            raise InputError(f"input '{name}' has open lengths ({axes}): say them with shapes=, or give an input")
+        shape = [d if isinstance(d, int) else batch for d in spec.shape]
+        values = rng.random(shape) if spec.dtype.kind == "f" else rng.integers(0, 2, shape)
+        return np.asarray(values, spec.dtype)
+
+    def is_filled(name: str, spec: Spec) -> bool:
+        fixed = all(isinstance(d, int) for d in spec.shape[1:])
+        return role_of(name, *kinds({name: spec})[name]) not in (("", "ids", "past") if fixed else ("", "ids"))
+
+    found = {name: made(name, spec) for name, spec in inputs.items() if not is_filled(name, spec)}
+    for name, array in filled(found, inputs).items():
+        shape = inputs[name].shape
+        if array.ndim == len(shape) and all(n == d for n, d in zip(array.shape, shape, strict=True) if type(d) is int):
+            found[name] = array
+    return {name: found[name] if name in found else made(name, spec) for name, spec in inputs.items()}
+
+
 def _is_table(ids: Any) -> bool:
     """Whether ids are (N, T), and not a ragged list or anything else that will be refused."""
     try:

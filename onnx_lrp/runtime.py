@@ -18,12 +18,14 @@ import numpy as np
 import onnx
 from onnx import external_data_helper
 
-from onnx_lrp.errors import InputError, ModelError, OnnxLrpError
+from onnx_lrp.cuda_graph import CUDA, Replay, with_cuda_graph
+from onnx_lrp.errors import InputError, ModelError
 from onnx_lrp.model import Source, bytes_of, save, serialized, with_weights, write_apart
-from onnx_lrp.roles import role_of
+from onnx_lrp.roles import Spec, role_of
 
 _LOG = logging.getLogger("onnx_lrp")
-_CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+ON_CUDA = (CUDA, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")  # whose tensors are CUDA's
 _LARGE = 2**24  # bytes of weights from which it pays to care for memory when a model is loaded
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -65,8 +67,16 @@ def onnxruntime() -> Any:
     return ort
 
 
-def choose_providers(device: Device = "auto", providers: Sequence[Any] | None = None) -> list[Any]:
+def choose_providers(
+    device: Device = "auto", providers: Sequence[Any] | None = None, *, fixed: bool = False
+) -> list[Any]:
     """Execution providers for a device, in order of preference.
+
+    Args:
+        device: "auto" (CUDA where this ONNX Runtime has it, else CPU), "cpu" or "cuda".
+        providers: ONNX Runtime's own list, overrides ``device``.
+        fixed: whether every length of the model's inputs is known. cuDNN then tries all its algorithms once; of a
+            model with open lengths it would try them anew for every shape that comes, so there it goes by its rules.
 
     Raises:
         InputError: the device is not to be had with this ONNX Runtime.
@@ -74,15 +84,20 @@ def choose_providers(device: Device = "auto", providers: Sequence[Any] | None = 
     if providers is not None:
         return list(providers)
     available = onnxruntime().get_available_providers()
-    if device == "cpu" or (device == "auto" and _CUDA not in available):
-        return ["CPUExecutionProvider"]
+    if device == "cpu" or (device == "auto" and CUDA not in available):
+        return [CPU]
     if device not in ("auto", "cuda"):
         raise InputError(f"device is auto, cpu or cuda, not '{device}'")
-    if _CUDA not in available:
+    if CUDA not in available:
         raise InputError(
             "this ONNX Runtime has no CUDA provider: pip install onnx-lrp[gpu], after removing onnxruntime"
         )
-    return [_CUDA, "CPUExecutionProvider"]
+    return [(CUDA, {"cudnn_conv_algo_search": "EXHAUSTIVE" if fixed else "HEURISTIC"}), CPU]
+
+
+def provider_name(provider: Any) -> str:
+    """The name of a provider that may come with options: "name", or ("name", {...})."""
+    return str(provider[0] if isinstance(provider, tuple | list) else provider)
 
 
 @contextlib.contextmanager
@@ -112,10 +127,13 @@ class Session:
         threads: threads per operator; default: ONNX Runtime's choice.
         folder: where external data of the model lies.
         source: whose weights the model lacks; they are released, for the session holds what it needs of them.
+        cuda_graph: replay one recorded CUDA graph in every run; see :class:`onnx_lrp.cuda_graph.Replay`.
+        profile: where ONNX Runtime writes a profile to, the beginning of a file name; None: nowhere.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
-        InputError: the device was asked for by name and does not load.
+        InputError: the device, or a provider, was asked for by name and does not load; `cuda_graph` without CUDA, or
+            for a model with open lengths.
     """
 
     def __init__(
@@ -127,19 +145,30 @@ class Session:
         threads: int | None = None,
         folder: Path | None = None,
         source: Source | None = None,
+        cuda_graph: bool = False,
+        profile: Path | None = None,
     ):
-        ort = onnxruntime()
-        options = session_options(threads, fixed_batch=_has_fixed_batch(model))
+        options = session_options(threads, fixed_batch=has_fixed_batch(model))
         if folder is not None and _is_external(_constants(model, source)):
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        chosen = choose_providers(device, providers)
-        tries_cuda = providers is None and chosen[0] == _CUDA
-        with preloaded(ort) if tries_cuda else contextlib.nullcontext():
-            self.raw = _load(ort, model, source, options, chosen)
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
+        open_inputs = _open_inputs(model)
+        chosen = choose_providers(device, providers, fixed=not open_inputs)
+        if cuda_graph:
+            chosen = with_cuda_graph(chosen, open_inputs)
+        names = [provider_name(p) for p in chosen]
+        tries_cuda = providers is None and names[0] == CUDA
+        self.raw = _load(model, source, options, chosen)
         self.providers: list[str] = self.raw.get_providers()
-        if device == "auto" and tries_cuda and _CUDA not in self.providers:
+        # What to ask for where more sessions shall be as this one is.
+        self.asked = [p for p in chosen if provider_name(p) in self.providers]
+        absent = [name for name in names if name not in self.providers]
+        if absent and (providers is not None or cuda_graph):
+            raise InputError(f"{absent[0]} was asked for and does not load: run onnx-lrp doctor, or leave it out")
+        if device == "auto" and tries_cuda and CUDA not in self.providers:
             _LOG.warning("the CUDA provider does not load, so the CPU runs; onnx-lrp doctor says why")
-        if device == "cuda" and providers is None and _CUDA not in self.providers:
+        if device == "cuda" and providers is None and CUDA not in self.providers:
             raise InputError(
                 "the CUDA provider does not load (driver, CUDA or cuDNN missing):"
                 " run onnx-lrp doctor, or use device='cpu'"
@@ -150,14 +179,15 @@ class Session:
         self.optional = {i.name: i for i in self.raw.get_overridable_initializers()}
         self.shapes: dict[str, list[int | str | None]] = {o.name: list(o.shape) for o in self.raw.get_outputs()}
         self.outputs: list[str] = list(self.shapes)
+        self._replay = Replay(ort, self.raw) if cuda_graph else None
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; outputs by name."""
         names = list(outputs) if outputs is not None else self.outputs
         try:
-            results = self.raw.run(names, dict(feeds))
+            results = (self._replay or self.raw).run(names, dict(feeds))
         except Exception as error:
-            raise ModelError(f"ONNX Runtime fails: {_reason(error)}") from None
+            raise ModelError(f"ONNX Runtime fails: {reason(error)}") from None
         return dict(zip(names, results, strict=True))
 
     def checked(self, name: str, array: Any, batch: int | None = None) -> Array:
@@ -193,6 +223,10 @@ class Session:
         if not self._takes_nan:
             _check_numbers(name, data, required=name in self.inputs)
         return _cast(name, data, dtype, required=name in self.inputs and not self._takes_nan)
+
+    def specs(self) -> dict[str, Spec]:
+        """What each input that has to be fed wants."""
+        return {name: Spec(np.dtype(self.dtype(name)), tuple(info.shape)) for name, info in self.inputs.items()}
 
     def dtype(self, name: str) -> Any:
         """Numpy element type of an input."""
@@ -236,9 +270,21 @@ def session_options(threads: int | None = None, *, fixed_batch: bool = False) ->
     return options
 
 
-def _has_fixed_batch(model: onnx.ModelProto) -> bool:
+def has_fixed_batch(model: onnx.ModelProto) -> bool:
+    """Whether the first axis of every input has one length only."""
     shapes = [i.type.tensor_type.shape.dim for i in model.graph.input]
     return all(not dims or dims[0].HasField("dim_value") for dims in shapes)
+
+
+def _open_inputs(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
+    """Inputs that have to be fed and whose lengths are not all known, with their shapes."""
+    defaults = {t.name for t in model.graph.initializer}
+    found: dict[str, tuple[int | str, ...]] = {}
+    for info in model.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if info.name not in defaults and not all(d.HasField("dim_value") for d in dims):
+            found[info.name] = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims)
+    return found
 
 
 def _constants(model: onnx.ModelProto, source: Source | None) -> list[onnx.TensorProto]:
@@ -249,7 +295,7 @@ def _is_external(tensors: Iterable[onnx.TensorProto]) -> bool:
     return any(external_data_helper.uses_external_data(t) for t in tensors)
 
 
-def _load(ort: Any, model: onnx.ModelProto, source: Source | None, options: Any, providers: Sequence[Any]) -> Any:
+def _load(model: onnx.ModelProto, source: Source | None, options: Any, providers: Sequence[Any]) -> Any:
     """The session, made while nothing else here holds the weights."""
     constants = _constants(model, source)
     large = bytes_of(constants) > _LARGE
@@ -262,11 +308,7 @@ def _load(ort: Any, model: onnx.ModelProto, source: Source | None, options: Any,
             if large:
                 gc.collect()  # what rewriting leaves is in cycles, and holds weights
                 _give_back()
-            return ort.InferenceSession(given, options, providers=providers)
-    except OnnxLrpError:
-        raise
-    except Exception as error:  # ONNX Runtime raises its own unrelated types
-        raise ModelError(f"ONNX Runtime cannot load the model: {_reason(error)}") from None
+            return opened(given, options, providers)
     finally:
         if large:
             _give_back()
@@ -299,7 +341,22 @@ def _give_back() -> None:
         libc.malloc_trim(0)
 
 
-def _reason(error: Exception) -> str:
+def opened(file: str | bytes, options: Any, providers: Sequence[Any]) -> Any:
+    """ONNX Runtime's own session of a file, or of its bytes.
+
+    Raises:
+        ModelError: ONNX Runtime refuses it.
+    """
+    ort = onnxruntime()
+    on_cuda = any(provider_name(p) in ON_CUDA for p in providers)
+    try:
+        with preloaded(ort) if on_cuda else contextlib.nullcontext():
+            return ort.InferenceSession(file, options, providers=providers)
+    except Exception as error:  # ONNX Runtime raises its own unrelated types
+        raise ModelError(f"ONNX Runtime cannot load the model: {reason(error)}") from None
+
+
+def reason(error: Exception) -> str:
     """ONNX Runtime's words in one line, without its own source lines and signatures."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     return re.sub(r"\S*\.(?:cc|h):\d+ \S+ .*?\) (?=[A-Z])", "", text)[:300]

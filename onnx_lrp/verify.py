@@ -16,9 +16,11 @@ from onnx_lrp.errors import InputError
 from onnx_lrp.ledger import Accounts
 from onnx_lrp.methods import Method, find_method
 from onnx_lrp.model import ModelLike
+from onnx_lrp.placement import Placement, placement
 from onnx_lrp.reference import run_double
 from onnx_lrp.rewrite import Explained, rewrite_with_accounts
-from onnx_lrp.runtime import Array, Device, Session
+from onnx_lrp.roles import noise
+from onnx_lrp.runtime import CPU, Array, Device, Session
 
 OUTPUT_TOLERANCE = 1e-5  # the runtime may optimise the two graphs differently
 CONSERVATION_TOLERANCE = 1e-3
@@ -72,6 +74,7 @@ class Verification:
         absorbed: what biases and stabilizers took.
         narrow: True for a 16-bit model, which is held to wider tolerances.
         providers: execution providers in use.
+        placement: where the nodes run, where that is not the CPU alone.
         notes: what could not be checked, and why.
     """
 
@@ -83,6 +86,7 @@ class Verification:
     absorbed: float
     narrow: bool
     providers: list[str]
+    placement: Placement | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -123,6 +127,7 @@ class Verification:
             "absorbed": self.absorbed,
             "other": self.other,
             "providers": self.providers,
+            "placement": None if self.placement is None else self.placement.to_json(),
             "layers": rows,
             "notes": self.notes,
         }
@@ -130,6 +135,8 @@ class Verification:
     def __str__(self) -> str:
         allowed, providers = self.allowed, ", ".join(self.providers)
         lines = [f"outputs unchanged   {_worst(self.outputs):.1e}  (allowed {allowed[0]:.0e}, relative; {providers})"]
+        if self.placement is not None:
+            lines.append(f"nodes               {self.placement}")
         if self.reference:
             lines.append(f"relevance, float64  {_worst(self.reference):.1e}  (allowed {allowed[1]:.0e}, relative)")
         if self.layers:
@@ -207,6 +214,9 @@ def verify(
     outputs = {name: _difference(found[name], value) for name, value in plain.items()}
     fed, providers = set(session.inputs), session.providers
     del session  # the float64 run needs the memory that it holds
+    places = None
+    if providers[0] != CPU:
+        places = placement(explained.model, feeds, device=device, threads=threads, folder=source.folder)
     notes: list[str] = []
     names = explained.relevance.values()
     narrow = any(t.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16) for t in source.weights.values())
@@ -251,6 +261,7 @@ def verify(
         float(found["absorbed"].sum()) if conserves else 0.0,
         narrow,
         providers,
+        places,
         notes,
     )
 
@@ -302,15 +313,7 @@ def _ties(
 def _sample(session: Session, inputs: Array | Mapping[str, Array] | None) -> dict[str, Array]:
     """The first sample of what was given, or seeded noise in the shapes that the model declares."""
     if inputs is None:
-        rng = np.random.default_rng(0)
-        feeds = {}
-        for name, info in session.inputs.items():
-            if any(not isinstance(d, int) for d in info.shape[1:]):
-                raise InputError(f"input '{name}' has the dynamic shape {info.shape}: give verify an input")
-            shape = [d if isinstance(d, int) else 1 for d in info.shape]
-            noise = rng.random(shape) if np.dtype(session.dtype(name)).kind == "f" else rng.integers(0, 2, shape)
-            feeds[name] = np.asarray(noise, session.dtype(name))
-        return feeds
+        return noise(session.specs())
     given = inputs if isinstance(inputs, Mapping) else {next(iter(session.inputs)): inputs}
     feeds = {}
     for name, array in given.items():

@@ -92,23 +92,6 @@ def test_targets_of_outputs_with_places(batch):
         explain(x, target=(36, 0))
 
 
-def test_streams_keep_the_order():
-    explain, x = explainer(), normal(9, 3, 8, 8)
-    taken = []
-
-    def batches():
-        for i in range(0, 9, 2):
-            taken.append(i)
-            yield {"x": x[i : i + 2]}
-
-    results = explain.stream(batches())
-    first = next(results)
-    assert taken == [0], "nothing is read ahead"
-    parts = [first, *results]
-    assert [len(p) for p in parts] == [2, 2, 2, 2, 1]
-    np.testing.assert_allclose(np.concatenate([p.relevance["x"] for p in parts]), explain(x).relevance["x"], **CLOSE)
-
-
 @pytest.mark.parametrize("batch", [1, 2, "N"])
 def test_several_inputs(batch):
     feeds = {"image": normal(5, 3, 4, 4), "table": normal(5, 2, seed=1)}

@@ -511,6 +511,17 @@ def bytes_of(tensors: Iterable[onnx.TensorProto]) -> int:
     return sum(map(_bytes_of, tensors))
 
 
+def bytes_on_disk(path: Path, folder: Path | None = None) -> int:
+    """Bytes of a model's file and of its external data, which lies in `folder` where it is not beside the file."""
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    used = [external_data_helper.ExternalDataInfo(t) for t in tensors if external_data_helper.uses_external_data(t)]
+    beside = {
+        path.parent / name if (path.parent / name).exists() else (folder or path.parent) / name
+        for name in {info.location for info in used}
+    }
+    return path.stat().st_size + sum(file.stat().st_size for file in beside)
+
+
 def serialized(model: onnx.ModelProto) -> bytes | None:
     """The model's bytes; None above what protobuf serialises."""
     try:

@@ -179,7 +179,7 @@ class Session:
         self.optional = {i.name: i for i in self.raw.get_overridable_initializers()}
         self.shapes: dict[str, list[int | str | None]] = {o.name: list(o.shape) for o in self.raw.get_outputs()}
         self.outputs: list[str] = list(self.shapes)
-        self._replay = Replay(ort, self.raw) if cuda_graph else None
+        self._replay = Replay(onnxruntime(), self.raw) if cuda_graph else None
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; outputs by name."""

@@ -13,12 +13,12 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from onnx_lrp.cli import concepts, evaluate, explain, listings, live, models
+from onnx_lrp.cli import benchmark, concepts, evaluate, explain, listings, live, models
 from onnx_lrp.cli.console import close_stdout, complain, logs_to_stderr, tolerant_stdout
 from onnx_lrp.errors import InputError, OnnxLrpError, UnsupportedOps
 from onnx_lrp.rewrite import VERSION
 
-_COMMANDS = (explain, live, concepts, evaluate, models, listings)
+_COMMANDS = (explain, live, concepts, evaluate, benchmark, models, listings)
 _NUMERIC = ("--low", "--high", "--mean", "--std", "--against", "--position", "--target", "-t")
 # Arguments of the library that its messages speak of, which here are options.
 _KEYWORDS = (

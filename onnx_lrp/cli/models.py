@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import external_data_helper
 
 from onnx_lrp.cli.console import say
 from onnx_lrp.cli.options import (
@@ -29,7 +28,7 @@ from onnx_lrp.cli.options import (
 )
 from onnx_lrp.errors import InputError, UnsupportedOps
 from onnx_lrp.inputs import find_inputs
-from onnx_lrp.model import load
+from onnx_lrp.model import bytes_on_disk, load
 from onnx_lrp.rewrite import Explained, rewrite
 from onnx_lrp.runtime import Device
 
@@ -108,7 +107,7 @@ def _summary(explained: Explained, source: Path, out: Path) -> list[str]:
     old = {i.name for i in before.input}
     inputs = [_signature(i) + (" (optional)" if i.name in weights else "") for i in after.input if i.name not in old]
     outputs = [_signature(o) for o in after.output[len(before.output) :]]
-    small, large = _size(source), _size(out)
+    small, large = bytes_on_disk(source), bytes_on_disk(out)
     return [
         f"written  {out}",
         f"method   {explained.method}, explaining {explained.explained}",
@@ -128,14 +127,6 @@ def _signature(info: onnx.ValueInfoProto) -> str:
     dims = ", ".join(d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "?") for d in tensor.shape.dim)
     kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
     return f"{info.name}: {kind} [{dims}]"
-
-
-def _size(path: Path) -> int:
-    """Bytes of a model with its external data."""
-    total = path.stat().st_size
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    used = [external_data_helper.ExternalDataInfo(t) for t in tensors if external_data_helper.uses_external_data(t)]
-    return total + sum((path.parent / location).stat().st_size for location in {info.location for info in used})
 
 
 def _bytes(number: int) -> str:

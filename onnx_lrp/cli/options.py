@@ -117,14 +117,15 @@ def add_range(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--high", help="greatest value likewise")
 
 
-def add_running(parser: argparse.ArgumentParser, *, batches: bool = False) -> None:
-    """Where and how a model runs, and in batches of how many samples."""
+def add_running(parser: argparse.ArgumentParser, *, batches: bool = False) -> Any:
+    """Where and how a model runs, and in batches of how many samples; the group, to which more may be added."""
     group = parser.add_argument_group("running")
     if batches:
         about = "samples per run; default 4 on a CPU, 32 on a GPU"
         group.add_argument("--batch-size", type=_count, metavar="N", help=about)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA where it loads")
     group.add_argument("--threads", type=_count, metavar="N", help="threads per operator")
+    return group
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:

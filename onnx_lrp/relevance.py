@@ -270,8 +270,9 @@ def _halved(e: Emitter, call: Call, roles: Roles, rule: Rule, branch: Branch, re
     (i,), weight, slot = roles.inputs, roles.weight, roles.slot
     if rectifier(e, relevance.of, call.output) != "Relu" or call.given(i).nonnegative or weight is None or slot is None:
         return None
-    if call.given(weight).name in e.docs:
-        return None  # folded or cast weights, with which y was not made: it is rounded otherwise
+    maker = e.producers.get(call.output.name)
+    if maker is None or maker.op != call.op:
+        return None  # y was not made with these weights, which are folded or cast: it is rounded otherwise
     changes: dict[int, Value | None] = {i: e.op("Abs", call.given(i)), weight: e.op("Abs", call.given(weight)) * 0.5}
     bias = call.input(slot)
     changes[slot] = None if bias is None else e.op("Abs", bias) * 0.5

@@ -25,7 +25,8 @@ import torch
 
 import onnx_lrp
 from benchmarks.memory import live
-from benchmarks.networks import Sizes, network
+from benchmarks.networks import network
+from benchmarks.sizes import Sizes
 from exporters.torch_nets import export, mobilenet, resnet18, resnet50, vgg16
 from exporters.transformers import Bert, ViT
 from exporters.transformers import export as export_transformer

@@ -18,7 +18,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from benchmarks.networks import Network, Sizes
+    from benchmarks.networks import Network
+    from benchmarks.sizes import Sizes
 
 Array = np.ndarray[Any, Any]
 FORWARD, SWITCHED, LEAD = "forward", "switched", "lead"
@@ -106,9 +107,9 @@ class Bound:
         feeds = case.feeds() | ({"explain": np.array(False)} if switched_off else {})
         self.names = [node.name for node in session.get_outputs()][: 1 if switched_off else None]
         self.binding = session.io_binding()
-        for node in session.get_inputs():
-            x = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feeds[node.name]), case.device, 0)
-            self.binding.bind_ortvalue_input(node.name, x)
+        for name, array in feeds.items():
+            x = ort.OrtValue.ortvalue_from_numpy(array, case.device, 0)
+            self.binding.bind_ortvalue_input(name, x)
         for name, shape, dtype in self._shapes(session, feeds):
             y = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, case.device, 0)
             self.binding.bind_ortvalue_output(name, y)
@@ -119,7 +120,7 @@ class Bound:
         nodes = {node.name: node for node in session.get_outputs()}
         if all(isinstance(length, int) for name in self.names for length in nodes[name].shape):
             return [(name, nodes[name].shape, dtype_of(nodes[name])) for name in self.names]
-        found = session.run(self.names, {node.name: feeds[node.name] for node in session.get_inputs()})
+        found = session.run(self.names, dict(feeds))
         return [(name, y.shape, y.dtype) for name, y in zip(self.names, found, strict=True)]
 
     def __call__(self) -> None:
@@ -305,7 +306,7 @@ class Engine:
         beside: the engine of ours that it takes turns with; `LEAD`: the first one of the network.
         same: it computes the same as that one.
         torch: it runs in torch.
-        slow: only run when it is named.
+        slow: only run when it is named, for it takes long or few ask for it.
         batch: the only batch that it takes.
         imports: what is imported before memory is measured.
     """
@@ -351,7 +352,7 @@ ENGINES: dict[str, Engine] = {
     },
     "integrated_gradients": _ours("integrated_gradients", slow=True),
     "zplus_wplus": _ours("zplus_wplus"),
-    "zplus_wplus_average": _ours("zplus_wplus_average"),
+    "zplus_wplus_average": _ours("zplus_wplus_average", slow=True),
     "live": Engine("`onnx-lrp live`, zplus_wplus", live, "zplus_wplus", same=False, batch=1),
     SWITCHED: Engine(
         "onnx_lrp, switched off", functools.partial(Bound, method=SWITCHED, switched_off=True), same=False
@@ -367,7 +368,7 @@ ENGINES: dict[str, Engine] = {
         "zennit EpsilonAlpha2Beta1", "epsilon_alpha2_beta1", zennit, ZENNIT, composite="epsilon_alpha2_beta1"
     ),
     "zennit_gamma_box": _peer(
-        "zennit EpsilonGammaBox", "epsilon_gamma_box", zennit, ZENNIT, composite="epsilon_gamma_box"
+        "zennit EpsilonGammaBox", "epsilon_gamma_box", zennit, ZENNIT, slow=True, composite="epsilon_gamma_box"
     ),
     "captum_lrp": _peer("captum LRP, epsilon", "epsilon", captum_lrp, CAPTUM),
     "captum_input_x_gradient": _peer(

@@ -16,26 +16,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from benchmarks.sizes import Sizes
 from exporters import torch_nets
 from exporters.minilm import Encoder
 from exporters.transformers import Bert, ViT, export
 
 Axes = dict[str, dict[int, str]]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large networks and their inputs are.
-
-    Attributes:
-        picture: height and width of pictures.
-        length: of texts and sequences; None: 128 tokens, or 200 steps.
-        shrink: by what all channels, hidden units and widths are divided; classes too.
-    """
-
-    picture: int = 224
-    length: int | None = None
-    shrink: int = 1
 
 
 @dataclass(frozen=True)

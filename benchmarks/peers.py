@@ -39,11 +39,11 @@ from benchmarks.engines import (
     spelled,
 )
 from benchmarks.measure import MB, command, described, medians, peak, publish
-from benchmarks.networks import Sizes
+from benchmarks.sizes import Sizes
 from onnx_lrp.errors import InputError
 from onnx_lrp.runtime import choose_providers
 
-NETWORKS = ("vgg16", "resnet50", "mobilenet_v2", "vit", "minilm", "lstm")
+NETWORKS = ("vgg16", "resnet50", "mobilenet_v2", "minilm")  # half an hour on two slow cores
 Results = dict[str, Any]  # as it is written to a file: see `measured`
 
 
@@ -56,9 +56,11 @@ def prepare(
     """Write the source, its inputs and the models that `wanted` engines run; return what each rewriting took."""
     import onnx_lrp
 
-    if source is not None:
+    if case.file().exists():
+        pass  # by another batch
+    elif source is not None:
         case.file().symlink_to(source.resolve())
-    elif not case.file().exists():
+    else:
         replace(case, device="cpu").network().write(case.file(), fixed=case.fixed)
     np.savez(case.file().with_suffix(f".{case.batch}.npz"), **inputs(case))
     files = {}
@@ -131,7 +133,7 @@ def timed(case: Case, wanted: Sequence[str], rounds: int) -> tuple[dict[str, dic
 def memory(case: Case, name: str) -> float | None:
     """Return the engine's peak memory in MB beyond imports, or None where it cannot be told."""
     engine = ENGINES[name]
-    runs = 1 if engine.slow else 3
+    runs = 1 if engine.slow else 2
     return peak(
         functools.partial(engine.make, case), engine.imports, forget=engine.torch, runs=runs, device=case.device
     )
@@ -151,7 +153,7 @@ def operations(case: Case, method: str) -> float | None:
 
 
 def measured(args: argparse.Namespace, arguments: Sequence[str]) -> Iterator[Results]:
-    """Measure network by network, and yield all that is known after each."""
+    """Measure, and yield all that is known after each network in each batch size."""
     hardware = graphics(args) if args.device == "cuda" else ""
     packages = ("onnxruntime", "onnxruntime-gpu", "onnx", "torch", "zennit", "captum", "lxt", "numpy")
     results: Results = {
@@ -167,8 +169,9 @@ def measured(args: argparse.Namespace, arguments: Sequence[str]) -> Iterator[Res
     given = {Path(path).stem: Path(path) for path in args.onnx}
     for name in (*args.networks, *given):
         found: Results = {"batches": {}, "differences": {}, "files": {}}
-        for batch in args.batches:
-            with tempfile.TemporaryDirectory() as folder:
+        results["networks"][name] = found
+        with tempfile.TemporaryDirectory() as folder:
+            for batch in args.batches:
                 case = Case(
                     name,
                     Path(folder),
@@ -184,20 +187,24 @@ def measured(args: argparse.Namespace, arguments: Sequence[str]) -> Iterator[Res
                 )
                 wanted = engines(case, args.engines)
                 files = prepare(case, wanted, given.get(name))
-                found["files"] = found["files"] or files
+                found["files"] = files | found["files"]
                 rows, apart = timed(case, wanted, args.rounds)
                 for engine, row in rows.items():
-                    if args.memory and (used := memory(case, engine)) is not None:
-                        row["peak_mb"] = used
-                    if args.peak_tflops and case.file(engine).exists() and engine != SWITCHED:
-                        done = operations(case, engine)
-                        if done is not None:
-                            row["share"] = done / row["ms"] / 1e9 / args.peak_tflops
-                    row["a_second"] = 1000 * batch / row["ms"]
+                    row.update(further(case, engine, row["ms"], args))
                 found["batches"][str(batch)] = rows
-                found["differences"] = {**apart, **found["differences"]}
-        results["networks"][name] = found
-        yield results
+                found["differences"] = apart | found["differences"]
+                yield results
+
+
+def further(case: Case, engine: str, ms: float, args: argparse.Namespace) -> dict[str, float]:
+    """Return what a row says beside times: samples a second, peak memory, the share of the hardware's peak."""
+    row = {"a_second": 1000 * case.batch / ms}
+    if args.memory and (used := memory(case, engine)) is not None:
+        row["peak_mb"] = used
+    counted = case.file(engine).exists() and engine != SWITCHED  # which runs a part of its file
+    if args.peak_tflops and counted and (done := operations(case, engine)) is not None:
+        row["share"] = done / ms / 1e9 / args.peak_tflops
+    return row
 
 
 def graphics(args: argparse.Namespace) -> str:
@@ -393,11 +400,11 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         "--engines",
         type=listed(str, list(ENGINES)),
         default=(),
-        help=f"by commas; default: all that apply but the slow ones, integrated gradients. {', '.join(ENGINES)}",
+        help=f"by commas; default: all that apply but integrated gradients and rarer ones. {', '.join(ENGINES)}",
     )
     add("--batches", type=listed(int), default=(1, 8), help="by commas; a model whose batch is fixed allows no other")
     add("--threads", type=int, default=2)
-    add("--rounds", type=int, default=5)
+    add("--rounds", type=int, default=3)
     add("--steps", type=int, default=50, help="of integrated gradients")
     add("--size", type=int, default=224, help="height and width of the pictures")
     add("--length", type=int, help="of texts (128) and sequences (200)")
@@ -408,7 +415,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     add("--graphs", action="store_true", help="files without open axes; on CUDA their runs are replayed as CUDA graphs")
     add("--no-tf32", action="store_false", dest="tf32", help="CUDA: full float32 products, in all engines")
     add("--peak-tflops", type=float, help="of the hardware in this type: shows the share of it that is reached")
-    add("--json", type=Path, metavar="FILE", help="write all numbers there, network by network")
+    add("--json", type=Path, metavar="FILE", help="write all numbers there, as they come")
     add(
         "--from",
         type=Path,
@@ -431,7 +438,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = joined([json.loads(path.read_text()) for path in args.stored])
     else:
         for results in measured(args, given):
-            print(f"{list(results['networks'])[-1]} measured", file=sys.stderr, flush=True)
+            name, found = list(results["networks"].items())[-1]
+            print(
+                f"{time.strftime('%H:%M:%S')} {name}, batch {list(found['batches'])[-1]}", file=sys.stderr, flush=True
+            )
             if args.json:
                 args.json.write_text(json.dumps(results, indent=1) + "\n")
     publish(report(results), args.write, args.section)

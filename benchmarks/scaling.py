@@ -29,7 +29,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnx_lrp
 from benchmarks.measure import Call, command, described, medians, publish
-from benchmarks.networks import Sizes, network
+from benchmarks.networks import network
+from benchmarks.sizes import Sizes
 from onnx_lrp.runtime import Session
 
 Array = np.ndarray

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 
 from benchmarks import measure, peers
 from benchmarks.engines import ENGINES, FORWARD, TABLE, Case, beside, engines
-from benchmarks.networks import Sizes
+from benchmarks.sizes import Sizes
 
 SMALL = Sizes(picture=32, length=6, shrink=16)
 AGREE = 1e-5
@@ -116,10 +116,9 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no vgg61; there are vgg16" in capsys.readouterr().err
 
 
-def test_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "ENOUGH", 0.0)
+def test_calls_take_turns() -> None:
     seen: list[str] = []
-    measure.medians({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, rounds=2)
+    measure.samples({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, rounds=2, enough=0.0)
     assert seen == ["a", "a", "b", "b", "a", "b"]  # the first call of each does not count
 
 

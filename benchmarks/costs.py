@@ -35,6 +35,7 @@ from onnx_lrp.order import bodies
 Counts = dict[str, float]
 
 
+_SHAPES = "/shapes"  # ends the names of outputs that tell shapes of the steps of a Scan
 BERT = ("ids", "mask", "types")  # the inputs that are integers
 
 
@@ -107,9 +108,12 @@ def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 def products(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> int:
     """Multiplications of a model on one sample; a Scan counts once per step, an If as its dearer branch.
 
-    Lengths are those of a run: ONNX's inference of shapes does not know all.
+    Lengths are those of a run, in a Scan those of its first step: ONNX's inference of shapes does not know all.
     """
     whole = onnx.ModelProto.FromString(model.SerializeToString())
+    for node in whole.graph.node:
+        if node.op_type == "Scan":
+            _tell_shapes(node)
     made = [name for node in whole.graph.node for name in node.output if name]
     given = {value.name for value in whole.graph.output}
     whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made if name not in given)
@@ -122,7 +126,23 @@ def products(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> int:
     found = session.run(names, {name: array for name, array in feeds.items() if name in wanted})
     shapes = {name: np.shape(array) for name, array in zip(names, found, strict=True)}
     shapes |= {name: array.shape for name, array in feeds.items()}
+    steps = {name: array for name, array in zip(names, found, strict=True) if name.endswith(_SHAPES)}
+    shapes |= {name.removesuffix(_SHAPES): tuple(map(int, array[0])) for name, array in steps.items() if len(array)}
     return _of_graph(model.graph, shapes)
+
+
+def _tell_shapes(scan: onnx.NodeProto) -> None:
+    """Let a Scan give the shapes of all that its steps compute."""
+    attributes = {a.name: a for a in scan.attribute}
+    body = attributes["body"].g
+    for name in [name for node in body.node for name in node.output if name]:
+        told = f"{name}{_SHAPES}"
+        body.node.append(onnx.helper.make_node("Shape", [name], [told]))
+        body.output.append(onnx.ValueInfoProto(name=told))
+        scan.output.append(told)
+        for key in ("scan_output_axes", "scan_output_directions"):
+            if key in attributes:
+                attributes[key].ints.append(0)
 
 
 def _of_graph(graph: onnx.GraphProto, outer: Mapping[str, tuple[int, ...]]) -> int:

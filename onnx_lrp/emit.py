@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from onnx_lrp.constants import Constants
 from onnx_lrp.errors import ModelError
 from onnx_lrp.facts import Facts, Shape, sign_of_array
-from onnx_lrp.graphs import Body, alive
+from onnx_lrp.graphs import Body, alive, calls_in, read_by
 from onnx_lrp.inference import (
     RANDOM,
     document,
@@ -316,9 +316,9 @@ class Emitter:
             self._staying = saved
 
     @property
-    def inside(self) -> bool:
-        """True while a body is being filled."""
-        return len(self._bodies) > 1
+    def depth(self) -> int:
+        """How many bodies are being filled, one in the other."""
+        return len(self._bodies) - 1
 
     def control(
         self, kind: str, *inputs: Value | None, bodies: Mapping[str, Body], facts: Sequence[Facts], **attrs: Any
@@ -336,7 +336,16 @@ class Emitter:
         for body in bodies.values():
             body.prune()
         outputs = tuple(Value(self, self._unique(f"{name}:{i}"), f) for i, f in enumerate(facts))
-        return self._append(Call(kind, inputs, outputs, {**attrs, **bodies}, self._site), name, self._bodies[-1])
+        call = Call(kind, inputs, outputs, {**attrs, **bodies}, self._site)
+        return self._append(call, name, self._body_of(call))
+
+    def _body_of(self, call: Call) -> Body:
+        """Where a node with bodies belongs: as far out as what it and they read allows."""
+        inside = (c.op for a in call.attrs.values() if isinstance(a, Body) for c in calls_in(a))
+        if self._staying or not RANDOM.isdisjoint(inside):
+            return self._bodies[-1]
+        read = [self.values[n] for n in read_by(call) if self._home.get(n, self._bodies[0]) in self._bodies]
+        return self._body_for(call.op, read, const=False)
 
     def local(self, name: str, facts: Facts, body: Body) -> Value:
         """A tensor that lives in a body, as one of its inputs."""

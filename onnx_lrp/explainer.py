@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
+import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from onnx_lrp.masks import mask_array
 from onnx_lrp.methods import Method
 from onnx_lrp.model import ModelLike
 from onnx_lrp.positions import Position, find_positions
-from onnx_lrp.rewrite import Explained, rewrite
+from onnx_lrp.rewrite import Explained, rewrite, rewrite_with_accounts
 from onnx_lrp.roles import filled, kinds, role_of, text_inputs
 from onnx_lrp.runtime import CPU, Array, Device, Session
 from onnx_lrp.stream import ahead, gathered
@@ -24,12 +26,14 @@ from onnx_lrp.tokenizer import Text, Tokenizer, TokenizerLike, as_tokenizer
 from onnx_lrp.tokens import token_rows
 
 Inputs = Any  # an array, or a mapping of input names to arrays
-Targets = int | Sequence[Any] | Array | None
+Targets = int | str | Sequence[Any] | Array | None
 
 _LOG = logging.getLogger("onnx_lrp")
 
 # On a CPU larger batches gain no time and cost memory; on a GPU they pay.
 _CHUNK_CPU, _CHUNK_GPU = 4, 32
+# Of several classes per sample a run takes more rows: they are walked from one after the other.
+_ROWS = 8
 
 
 class _Checked(dict[str, Array]):
@@ -60,7 +64,8 @@ class Explainer:
         device: "auto" (CUDA where it loads, else CPU), "cpu" or "cuda".
         providers: ONNX Runtime's own list, overrides ``device``.
         threads: threads per operator.
-        batch_size: samples per run; default: 4 on a CPU, 32 on a GPU, or where samples have an input in common.
+        batch_size: samples per run; default: 4 on a CPU, 32 on a GPU, or where samples have an input in common. Of
+            several classes per sample, a run takes up to eight times as many rows.
         cuda_graph: with CUDA, record the kernels of a run once and replay them, which saves the time to launch each.
             All lengths must be fixed (``shapes={"input": (8, 3, 224, 224)}``), and the model without control flow.
         tokenizer: path of a tokenizer.json, or a tokenizer: then texts can be given for token ids, and explanations
@@ -88,14 +93,21 @@ class Explainer:
             raise InputError(f"batch_size is at least 1, not {batch_size}")
         self.tokenizer = as_tokenizer(tokenizer)
         self.explained: Explained = rewrite(model, method, **options)
-        self.session = Session(
-            self.explained.bare,
+        self._load = functools.partial(
+            Session,
             device=device,
             providers=providers,
             threads=threads,
             folder=self.explained.source.folder,
             source=self.explained.source,
-            cuda_graph=cuda_graph,
+        )
+        self.session = self._load(self.explained.bare, cuda_graph=cuda_graph)
+        self._again = functools.partial(
+            rewrite_with_accounts,
+            self.explained.source,
+            method,
+            accounts="total" if options.get("ledger") else "none",
+            **{k: v for k, v in options.items() if k not in ("ledger", "shapes", "multi_target")},
         )
         _LOG.info("%s: %s on %s", self.explained.source.name, self.explained.method, ", ".join(self.providers))
         on_gpu = self.session.providers[0] != CPU
@@ -151,10 +163,11 @@ class Explainer:
                 mask, segments, positions, a past) is filled in: every token counts, and there is no past.
             target: class to explain: None for the arg max, one for all, or one per sample; for an output with several
                 class axes a tuple of indices (one for all) or a list of tuples. With a tokenizer and a position also a
-                token as text. "all", for outputs (N, C): every class of every sample, in N·C rows, those of the first
-                sample first. Where the classes are samples of another input (a similarity of N captions and B images),
-                that input is common to all rows; if its relevance is asked for, too, inputs are pairs instead, as many
-                of the one as of the other, and there is no target.
+                token as text. Several classes of every sample, which share one forward pass: an array (N, K), or (1, K)
+                for all samples alike; for outputs (N, C) also "all", and "top:5" for the five highest of each. Then
+                there are N·K rows, those of the first sample first. Where the classes are samples of another input (a
+                similarity of N captions and B images), that input is common to all rows; if its relevance is asked
+                for, too, inputs are pairs instead, as many of the one as of the other, and there is no target.
             position: for outputs (N, T, classes), such as a language model's: which of the T positions to explain:
                 "last" (the next token), "mask" (the hidden word), a number (below 0 from the end of the text), a list
                 of one per sample; one sample is explained at several positions, a list or "all", in one run.
@@ -179,30 +192,36 @@ class Explainer:
                 f"relevance of {both} is asked for, so sample i of the one is explained with sample i of the other: "
                 "leave target= away and repeat samples, or leave one out of inputs="
             )
-        if isinstance(target, str) and target == "all" and len(self.explained.classes) == 1:
-            feeds, target, count = self._every(feeds, axes, count)
+        each, least = 1, -1  # how many classes a sample has, and the least number of one
+        lengths = self._lengths(feeds)
+        several = None if position is not None else self._several(target, count, lengths)
+        if several is not None:
+            each, target = several.shape[1], several.reshape(-1, *several.shape[2:])
+            least = -(lengths[0] or each) if len(lengths) == 1 and self.explained.sharing else -1
         target = self._numbers(target)
         if position is not None:
-            rows, places = self._positions(position, feeds)
-            feeds, count = {k: np.take(v, rows, axes[k]) if k in axes else v for k, v in feeds.items()}, len(rows)
+            which, places = self._positions(position, feeds)
+            if count == 1:
+                each = len(which)
+            else:
+                feeds, count = {k: np.take(v, which, axes[k]) if k in axes else v for k, v in feeds.items()}, len(which)
             target = self._at(places, target)
+        # What is fed with a row for every class of every sample, those of the first sample first.
+        rows: dict[str, Array] = {}
         if masks:
-            feeds, axes, count = self._conditions(masks, feeds, axes, count)
-        wanted = self._targets(target, count, self._lengths(feeds))
+            rows, each = self._conditions(masks, count, each)
+        wanted = self._targets(target, count * each, lengths, least)
+        if wanted is not None:
+            rows["target"] = wanted
         if against is not None:
-            feeds["against"], axes["against"] = self._others(self._numbers(against), count), 0
-        step = self.chunk or count
-        pieces = []
-        for begin in range(0, count, step):
-            end = min(count, begin + step)
-            # A fixed batch runs full: the last sample is repeated, and its copies are dropped.
-            rows = np.minimum(np.arange(begin, begin + step if self.fixed else end), count - 1)
-            whole = len(rows) == count and end == count
-            part = {k: np.take(v, rows, axes[k]) if k in axes and not whole else v for k, v in feeds.items()}
-            if wanted is not None:
-                part["target"] = wanted[rows]
-            pieces.append((end - begin, len(rows), self.session.run(part)))
-        joined = self._join(pieces)
+            rows["against"] = self._others(self._numbers(against), count * each)
+        per_sample = each
+        if each > 1 and not self.explained.sharing:
+            _LOG.info("every sample is repeated for each of its classes: here they cannot share a forward pass")
+            feeds = {k: np.repeat(v, each, axes[k]) if k in axes else v for k, v in feeds.items()}
+            count, each = count * each, 1
+        ranked = wanted is not None and bool((wanted < -1).any())
+        joined = self._run(feeds, axes, rows, count, each, ranked=ranked)
         _warn_of_nan(joined["score"], self.explained.explained)
         return Explanation(
             {name: joined[name] for name in self._own},
@@ -210,13 +229,14 @@ class Explainer:
             joined["target_used"],
             joined["score"].reshape(-1),
             joined.get("absorbed"),
-            {k: v for k, v in feeds.items() if k in self.session.inputs},
+            {k: np.repeat(v, each, axes[k]) if k in axes else v for k, v in feeds.items() if k in self.session.inputs},
             self.explained.method,
             joined.get("delta"),
             self.tokenizer,
             joined.get("against_used"),
             tuple(n for n in self.session.inputs if n not in axes) + tuple(n for n in self._own if self._is_apart(n)),
             {tensor: joined[name] for tensor, name in self.explained.values.items()},
+            per_sample,
         )
 
     def stream(self, batches: Iterable[Inputs], *, prefetch: int = 1, gather: bool = False) -> Iterator[Explanation]:
@@ -286,15 +306,78 @@ class Explainer:
         part.inputs = {k: v for k, v in item.items() if k in self.session.inputs}
         return part
 
-    def _every(
-        self, feeds: dict[str, Array], axes: Mapping[str, int], count: int
-    ) -> tuple[dict[str, Array], Array, int]:
-        """Samples repeated for each of their classes, and the classes."""
-        (classes,) = self._lengths(feeds)
-        if classes is None:
-            raise InputError("target='all': the number of classes is open in this model; list them")
-        found = {k: np.repeat(v, classes, axes[k]) if k in axes else v for k, v in feeds.items()}
-        return found, np.tile(np.arange(classes), count), count * classes
+    @functools.cached_property
+    def _many(self) -> tuple[Explained, Session]:
+        """The model that takes several classes of a sample, loaded when these are first asked for."""
+        if self.explained.rows:
+            return self.explained, self.session
+        explained = self._again(multi_target=True)
+        return explained, self._load(explained.bare)
+
+    def _run(
+        self,
+        feeds: Mapping[str, Array],
+        axes: Mapping[str, int],
+        rows: Mapping[str, Array],
+        count: int,
+        each: int,
+        *,
+        ranked: bool,
+    ) -> dict[str, Array]:
+        """Outputs by name, for so many samples with so many classes each: all have a row for every class.
+
+        Samples run in chunks, and so do their classes where these are many: what a run holds is bounded.
+        """
+        explained, session = self._many if each > 1 or ranked else (self.explained, self.session)
+        step, most = self.chunk or count, each
+        if each > 1:
+            limit = _ROWS * self.batch_size
+            most = min(each, max(1, limit // (step if self.fixed else 1)))
+            step = step if self.fixed else max(1, min(step, limit // most))
+        pieces = []
+        for begin in range(0, count, step):
+            end = min(count, begin + step)
+            # A fixed batch runs full: the last sample is repeated, and its copies are dropped.
+            samples = np.minimum(np.arange(begin, begin + step if self.fixed else end), count - 1)
+            whole = len(samples) == count and end == count
+            part = {k: np.take(v, samples, axes[k]) if k in axes and not whole else v for k, v in feeds.items()}
+            runs = []
+            for first in range(0, each, most):
+                chosen = (samples[:, None] * each + np.arange(first, min(first + most, each))).reshape(-1)
+                runs.append(session.run(part | {k: v[chosen] for k, v in rows.items()}))
+            pieces.append((end - begin, len(samples), runs))
+        return self._join(pieces, explained.rows, each)
+
+    def _several(self, target: Any, count: int, lengths: tuple[int | None, ...]) -> Array | None:
+        """Classes (N, K), or (N, K, k) for k class axes, where several of each sample are asked for; else None."""
+        if isinstance(target, str):
+            top = re.fullmatch(r"top:(\d+)", target)
+            if len(lengths) > 1 or not (top or target == "all"):
+                return None  # a token
+            numbers = self._highest(int(top[1]), lengths[0]) if top else _every(lengths[0])
+            return np.tile(numbers, (count, 1))
+        try:
+            given = np.asarray(target)
+        except ValueError:  # ragged, which is said where all classes are checked
+            return None
+        if given.dtype.kind not in "iu" or not given.size or given.ndim != (2 if len(lengths) == 1 else 3):
+            return None
+        if len(given) not in (1, count):
+            raise InputError(
+                f"target lists classes of {len(given)} samples, and there are {count}; give (1, K), the same K classes "
+                f"for all, or ({count}, K)"
+            )
+        return np.broadcast_to(given, (count, *given.shape[1:]))
+
+    def _highest(self, number: int, classes: int | None) -> Array:
+        """The classes that score highest, as the explained model numbers them: from -1 down."""
+        if not self.explained.sharing:
+            raise InputError(
+                f"target='top:{number}': this model takes one class per sample, so cannot rank them; list classes"
+            )
+        if not 0 < number <= (classes or number):
+            raise InputError(f"target='top:{number}': the output has {classes} classes; give 1 to {classes}")
+        return -1 - np.arange(number)
 
     def _lengths(self, feeds: Mapping[str, Array]) -> tuple[int | None, ...]:
         """How many classes each class axis has, None where that is not known."""
@@ -433,43 +516,61 @@ class Explainer:
         given = ", ".join(f"{name} {feeds[name].shape}" for name in self.session.inputs)
         raise InputError(f"inputs have different numbers of samples: {given}; each wants {count}, as {self._lead} has")
 
-    def _conditions(
-        self, masks: Mapping[str, Any], feeds: dict[str, Array], axes: dict[str, int], count: int
-    ) -> tuple[dict[str, Array], dict[str, int], int]:
-        """Feeds with masks, one row per sample; a single sample is repeated for each of several conditions."""
+    def _conditions(self, masks: Mapping[str, Any], count: int, each: int) -> tuple[dict[str, Array], int]:
+        """Masks with a row for every row of relevance, and how many rows a sample has.
+
+        A single sample has one for each of several conditions.
+        """
         unknown = [name for name in masks if name not in self.explained.masks]
         if unknown:
             known = ", ".join(self.explained.masks) or "none; rewrite it with masks=[tensor]"
             raise InputError(f"the model has no masks at '{unknown[0]}'; it has {known}")
-        rows = {}
+        found, rows = {}, {}
         for name, given in masks.items():
             channels = self.session.optional[f"mask/{name}"].shape[1]
-            rows[name] = mask_array(name, given, channels if isinstance(channels, int) else None)
-        most = max(len(r) for r in rows.values())
-        if count == 1 and most > 1 and axes:
-            count, feeds = most, {k: np.repeat(v, most, axes[k]) if k in axes else v for k, v in feeds.items()}
-        for name, array in rows.items():
-            if len(array) not in (1, count):
+            found[name] = mask_array(name, given, channels if isinstance(channels, int) else None)
+        most = max(len(r) for r in found.values())
+        if count * each == 1 and most > 1 and self._lead:
+            each = most
+        for name, array in found.items():
+            if len(array) == count < count * each:
+                array = np.repeat(array, each, 0)
+            if len(array) not in (1, count * each):
                 raise InputError(
-                    f"masks of '{name}': {len(array)} conditions for {count} samples; give one, or one each"
+                    f"masks of '{name}': {len(array)} conditions for {count * each} samples; give one, or one each"
                 )
-            mask = np.broadcast_to(array, (count, array.shape[1]))
-            feeds[f"mask/{name}"] = self.session.checked(f"mask/{name}", mask)
-            axes[f"mask/{name}"] = 0
-        return feeds, axes, count
+            mask = np.broadcast_to(array, (count * each, array.shape[1]))
+            rows[f"mask/{name}"] = self.session.checked(f"mask/{name}", mask)
+        return rows, each
 
-    def _join(self, pieces: Sequence[tuple[int, int, dict[str, Array]]]) -> dict[str, Array]:
-        """The outputs of all runs, each (samples wanted, samples run, outputs), one after the other."""
-        if len(pieces) == 1 and pieces[0][0] == pieces[0][1]:
-            return pieces[0][2]
+    def _join(
+        self, pieces: Sequence[tuple[int, int, Sequence[dict[str, Array]]]], rows: Mapping[str, int], each: int
+    ) -> dict[str, Array]:
+        """The outputs of all runs, one after the other.
+
+        Args:
+            pieces: samples wanted, samples run, and the outputs of their runs, each with some of their classes.
+            rows: the outputs that have a row for every class, and on which axis; others get one.
+            each: classes of a sample.
+        """
+        kept, samples, (first, *_) = pieces[0]
+        if len(pieces) == 1 and kept == samples and each == 1:
+            return first
         joined = {}
-        for name, array in pieces[0][2].items():
-            axis = self._output_axis(name, array, pieces[0][1])
-            kept = [
-                np.take(result[name], range(wanted), axis) if axis is not None and wanted < ran else result[name]
-                for wanted, ran, result in pieces
-            ]
-            joined[name] = kept[0] if axis is None else np.concatenate(kept, axis)
+        for name, array in first.items():
+            axis = rows[name] if name in rows else self._output_axis(name, array, samples)
+            if axis is None:
+                joined[name] = array
+                continue
+            parts = []
+            for wanted, ran, runs in pieces:
+                found = [run[name] for run in runs] if name in rows else [runs[0][name]]
+                apart = [r.reshape(*r.shape[:axis], ran, r.shape[axis] // ran, *r.shape[axis + 1 :]) for r in found]
+                part = apart[0] if len(apart) == 1 else np.concatenate(apart, axis + 1)
+                part = np.take(part, range(wanted), axis) if wanted < ran else part
+                part = part if name in rows else np.repeat(part, each, axis + 1)
+                parts.append(part.reshape(*part.shape[:axis], wanted * each, *part.shape[axis + 2 :]))
+            joined[name] = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
         return joined
 
     def _output_axis(self, name: str, array: Array, samples: int) -> int | None:
@@ -486,7 +587,7 @@ class Explainer:
         shape = self.session.shapes[name]
         return bool(shape) and shape[0] in self._apart and self._batch not in shape
 
-    def _targets(self, target: Targets, count: int, classes: tuple[int | None, ...]) -> Array | None:
+    def _targets(self, target: Targets, count: int, classes: tuple[int | None, ...], least: int) -> Array | None:
         """Classes as int64 (count,) or (count, k), each checked against its range."""
         if target is None:
             return None
@@ -514,12 +615,19 @@ class Explainer:
         if table.shape != (count, width):
             raise InputError(f"target wants one class for all or one per sample ({count}), got shape {given.shape}")
         for axis, length in enumerate(classes):
-            bad = [int(t) for t in table[:, axis] if t < -1 or (length is not None and t >= length)]
+            bad = [int(t) for t in table[:, axis] if t < least or (length is not None and t >= length)]
             if bad:
                 known = "" if length is None else f": the output has {length} classes, 0 to {length - 1} (-1: arg max)"
                 raise InputError(f"class {bad[0]} is out of range{known}")
         result = table.astype(np.int64)
         return result[:, 0].copy() if width == 1 else result
+
+
+def _every(classes: int | None) -> Array:
+    """All classes in their order."""
+    if classes is None:
+        raise InputError("target='all': the number of classes is open in this model; list them")
+    return np.arange(classes)
 
 
 def _texts(inputs: Any) -> list[Text] | None:

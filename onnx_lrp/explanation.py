@@ -36,6 +36,8 @@ class Explanation:
         against: classes whose score was subtracted, int64 (N,); None unless that was asked for.
         shared: inputs that all samples have in common, such as the images that a caption is compared with.
         values: inner tensors that were asked for, by name.
+        per_sample: K where K classes of every sample are explained: then N stands for rows here, K for each sample,
+            those of the first sample first; :meth:`by_sample` tells them apart.
     """
 
     outputs: dict[str, Array]
@@ -50,9 +52,10 @@ class Explanation:
     against: Array | None = None
     shared: tuple[str, ...] = ()
     values: dict[str, Array] = field(default_factory=dict)
+    per_sample: int = 1
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Number of samples; of rows, where a sample has several."""
         return len(self.score)
 
     def __getitem__(self, index: int | slice) -> Explanation:
@@ -75,6 +78,10 @@ class Explanation:
         found.tokenizer, found.against, found.shared = self.tokenizer, against, self.shared
         found.values = cut(self.values)
         return found
+
+    def by_sample(self, array: Array) -> Array:
+        """Rows of every class of every sample, such as a relevance (N·K, …), as (N, K, …)."""
+        return array.reshape(-1, self.per_sample, *array.shape[1:])
 
     def total(self) -> Array:
         """Sum of the relevance of all reported model inputs per sample, float64 (N,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from onnx_lrp.facts import Facts
@@ -71,3 +71,12 @@ def read_by(call: Call) -> set[str]:
         if isinstance(body, Body):
             names |= {v.name for v in body.outputs}.union(*map(read_by, body.calls.values()))
     return names
+
+
+def calls_in(body: Body) -> Iterator[Call]:
+    """The nodes of a body, those of bodies in it among them."""
+    for call in body.calls.values():
+        yield call
+        for inner in call.attrs.values():
+            if isinstance(inner, Body):
+                yield from calls_in(inner)

@@ -38,7 +38,7 @@ class Ledger:
     """
 
     def __init__(self, e: Emitter, score: Value, mode: Accounts, like: Sequence[Value] = ()):
-        self._e, self._mode, self._score = e, mode, score
+        self._e, self._mode, self._score, self._depth = e, mode, score, e.depth
         shapes = [x.facts.shape for x in (score, *like)]
         self._batches = [shape[0] for shape in shapes if shape and shape[0] is not None]
         self._items: list[tuple[str, str, Value]] = []
@@ -48,7 +48,7 @@ class Ledger:
             e.book = self._book
 
     def _book(self, call: Call, account: str, share: Any) -> None:
-        if self._e.inside and not self._pages:
+        if self._e.depth > self._depth and not self._pages:
             return  # what is inside a Loop over versions cannot be read outside
         value = share()
         if value is None:
@@ -81,7 +81,7 @@ class Ledger:
 
     def flow(self, call: Call, out: Sequence[Relevance | None], shares: Iterable[Relevance | None]) -> None:
         """Note what came into a node and what left it."""
-        if self._mode != "node" or self._e.inside:
+        if self._mode != "node" or self._e.depth > self._depth:
             return
         pairs = [("out", r, o) for r, o in zip(out, call.outputs, strict=False)]
         pairs += [("in", r, x) for r, x in zip(shares, call.inputs, strict=False)]
@@ -101,17 +101,15 @@ class Ledger:
             )
         return total
 
-    def outputs(self) -> list[Value]:
-        """The ledger's graph outputs."""
-        e = self._e
+    def outputs(self) -> dict[str, Value]:
+        """The ledger's graph outputs by name, each (N,)."""
         if self._mode == "none":
-            return []
-        with e.scope("ledger", doc="relevance absorbed by biases and stabilizers"):
-            total = self._sum((item[1:] for item in self._items), *ACCOUNTS)
-        result = [e.rename(total, "absorbed")]
+            return {}
+        with self._e.scope("ledger", doc="relevance absorbed by biases and stabilizers"):
+            result = {"absorbed": self._sum((item[1:] for item in self._items), *ACCOUNTS)}
         if self._mode == "node":
             for number, (site, account, value) in enumerate(self._items):
                 name = f"account/{number}/{account}"
                 self.entries.append(Entry(site, account, name))
-                result.append(e.rename(value, name))
+                result[name] = value
         return result

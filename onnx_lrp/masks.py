@@ -17,6 +17,7 @@ from onnx_lrp.backward import Conditions, Relevance
 from onnx_lrp.emit import Call, Emitter, Value
 from onnx_lrp.errors import InputError
 from onnx_lrp.facts import Facts
+from onnx_lrp.target import Fed
 from onnx_lrp.view import View
 
 Masks = Sequence[str] | Mapping[str, int]
@@ -33,8 +34,13 @@ def mask_axes(masks: Masks) -> dict[str, int]:
     return dict(masks) if isinstance(masks, Mapping) else dict.fromkeys(masks, _CHANNELS)
 
 
-def mask_inputs(v: View, masks: Masks) -> dict[Value, Value]:
+def mask_inputs(v: View, masks: Masks, fed: Fed) -> dict[Value, Value]:
     """A graph input ``mask/<tensor>`` (n, C), ones by default, for every masked tensor; n is 1 or the batch.
+
+    Args:
+        v: the model.
+        masks: the masked tensors.
+        fed: what is seen here of a graph input that has a row for every row of relevance.
 
     Returns:
         Masked tensor -> its mask, with the axes that it needs to be multiplied.
@@ -57,7 +63,7 @@ def mask_inputs(v: View, masks: Masks) -> dict[Value, Value]:
         facts = Facts(x.dtype, (f"mask/{name}.0", length if isinstance(length, int) else f"mask/{name}.1"))
         others = [i for i in range(1, x.rank) if i != axis % x.rank]
         with e.scope(name, "mask", f"which channels of {name} count"):
-            mask = e.parameter(f"mask/{name}", default, facts)
+            mask = fed(e.parameter(f"mask/{name}", default, facts))
             found[x] = e.op("Unsqueeze", mask, ints(e, others)) if others else mask
     return found
 

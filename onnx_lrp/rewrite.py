@@ -8,7 +8,7 @@ import gc
 import json
 import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,13 @@ import onnx
 from onnx_lrp import model as models
 from onnx_lrp.backward import Relevance, reverse
 from onnx_lrp.canonical import see, view
+from onnx_lrp.classes import OneClass, over_classes, sample_axis
 from onnx_lrp.emit import Value
 from onnx_lrp.errors import InputError, ModelError
 from onnx_lrp.ledger import Accounts, Entry, Ledger
 from onnx_lrp.masks import Masks, conditions, mask_axes, mask_inputs
 from onnx_lrp.methods import Method, find_method
-from onnx_lrp.methods.contract import Walk
+from onnx_lrp.methods.contract import Plan, Walk
 from onnx_lrp.model import ModelLike, Shapes, Source
 from onnx_lrp.steps import Steps, Table
 from onnx_lrp.switch import EXPLAIN, behind_switch
@@ -51,6 +52,8 @@ class Explained:
         across: input whose samples are the classes -> the class axis that is: the images, of a similarity (N, B) of N
             captions and B images.
         values: inner tensor -> name of the graph output that holds its value.
+        rows: with ``multi_target``: output that has a row for every class of every sample -> the axis of these.
+        sharing: whether several classes of a sample can share a forward pass: the model can have ``multi_target``.
     """
 
     bare: onnx.ModelProto = field(repr=False)
@@ -65,6 +68,8 @@ class Explained:
     masks: dict[str, int] = field(default_factory=dict)
     across: dict[str, int] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    sharing: bool = False
 
     @functools.cached_property
     def model(self) -> onnx.ModelProto:
@@ -103,6 +108,7 @@ def rewrite(
     switch: bool = False,
     masks: Masks = (),
     exclude_parallel: bool = True,
+    multi_target: bool = False,
 ) -> Explained:
     """Append the explanation to a model.
 
@@ -132,6 +138,10 @@ def rewrite(
             axis 1; a mapping of names to axes says otherwise.
         exclude_parallel: with masks, only what passes through the masked tensors counts, as in zennit-crp: nothing
             that goes around one, through a shortcut; of several in a row it passes all, of several side by side any.
+        multi_target: explain K classes of each of N samples in one run: ``target`` (and ``against``, ``start``, masks)
+            may have N·K rows, those of the first sample first, and relevance, ``target_used``, ``score`` and
+            ``absorbed`` have as many. The forward pass, and all that depends on the inputs alone, is computed once
+            for N samples, the walk back class by class in a Scan. Of an output (N, C) the class -k is the k-th highest.
 
     Returns:
         The explained model.
@@ -160,6 +170,7 @@ def rewrite(
         switch=switch,
         masks=masks,
         exclude_parallel=exclude_parallel,
+        multi_target=multi_target,
     )
 
 
@@ -199,6 +210,7 @@ def rewrite_with_accounts(
     switch: bool = False,
     masks: Masks = (),
     exclude_parallel: bool = True,
+    multi_target: bool = False,
 ) -> Explained:
     """Like :func:`rewrite`; ``accounts="node"`` adds every node's own accounts as outputs, for verification."""
     chosen = find_method(method)
@@ -206,6 +218,8 @@ def rewrite_with_accounts(
     fold = getattr(chosen, "fold_batchnorm", True) if fold_batchnorm is None else fold_batchnorm
     if begin not in STARTS:
         raise InputError(f"start is one of {', '.join(STARTS)}, not '{begin}'")
+    if multi_target and portable:
+        raise InputError("multi_target=True needs a Scan, which WebGPU lacks; leave portable= or multi_target= away")
     source = model if isinstance(model, Source) else models.load(model, shapes)
     v = view(
         source,
@@ -228,57 +242,71 @@ def rewrite_with_accounts(
     if explained.facts.shape is None:  # because of an operator that nobody sees through, which is the better error
         for walk in plan.walks:
             steps_of(walk, None).assign(e, mark_active(v, walk.wanted, explained))
-    if plan.score is None:
-        first = seed(e, explained, target, begin, single=is_single(v, explained, head), against=against)
-    elif output or start or against or target != "input":
-        raise InputError(f"{chosen.name} explains no class: leave output=, start=, against= and target= away")
-    else:
-        first = no_class(e, explained, plan.score)
-    masked, unmet = mask_inputs(v, masks), set(mask_axes(masks))
-    keeper = Ledger(e, first.score, accounts, () if first.single else (explained, *wanted))
-    found: list[Mapping[Value, Relevance]] = []
-    table = Table()
-    for walk in plan.walks:
-        seeds = {explained: first.relevance} if walk.seeds is None else walk.seeds
-        calls = mark_active(v, walk.wanted, *seeds)
-        if not any(x.facts.active for x in seeds):
-            begun = " or ".join(f"'{v.name_of(x)}'" for x in seeds)
-            raise InputError(f"{begun} does not depend on {', '.join(reported)}: there is nothing to explain")
-        step_for, rows = steps_of(walk, keeper).assign(e, calls)
-        unmet -= {name for name in unmet if v.value(name).facts.active}
-        known = set(table)
-        table.extend(row for row in rows if row not in known)
-        run = walk.run
-        if masked and run is not reverse:
-            raise InputError(f"masks= is for methods that walk through the model once, which {chosen.name} does not")
-        if masked:
-            run = functools.partial(reverse, conditions=conditions(masked, v.calls, calls, exclude_parallel))
-        found.append(run(e, calls, seeds, step_for, walk.wanted))
-    if unmet:
+    if plan.score is not None and (output or start or against or multi_target or target != "input"):
         raise InputError(
-            f"masks= names {', '.join(sorted(unmet))}, which does not lie between {', '.join(reported)} "
-            f"and '{explained.name}'; name another tensor"
+            f"{chosen.name} explains no class: leave output=, start=, against=, target= and multi_target= away"
         )
+    single = plan.score is None and is_single(v, explained, head)
     reported |= {name: ([x], False) for name, x in plan.layers.items()}
-    outputs: list[Value] = []
-    names: dict[str, str] = {}
-    for name, (tensors, is_token) in reported.items():
-        with e.scope(name, chosen.name, f"relevance of {name}"):
-            parts = [plan.report(e, x, found) for x in tensors]
-            if is_token:
-                parts = [plan.per_token(e, part) for part in parts]
-            result = functools.reduce(operator.add, parts)
-        names[name] = f"relevance/{name}"
-        outputs.append(e.rename(result, names[name]))
-    outputs.append(e.rename(first.used, "target_used"))
-    outputs.append(e.rename(first.score, "score"))
-    if first.against is not None:
-        outputs.append(e.rename(first.against, "against_used"))
-    outputs.extend(keeper.outputs())
+    names = {name: f"relevance/{name}" for name in reported}
+    along = {name: sample_axis(v, xs[0], explained, single=single) for name, (xs, _) in reported.items()}
+    classwise = over_classes(e, explained, along, single=single, target=target) if multi_target else OneClass()
+    found: list[Mapping[Value, Relevance]] = []
+    table, unmet = Table(), set(mask_axes(masks))
+    rows: dict[str, Value] = {}  # the outputs with a row for every class of a sample
+    with classwise.turn():
+        if plan.score is None:
+            first = seed(
+                e,
+                explained,
+                target,
+                begin,
+                single=single,
+                against=against,
+                fed=classwise.fed,
+                many=multi_target,
+            )
+        else:
+            first = no_class(e, explained, plan.score)
+        masked = mask_inputs(v, masks, classwise.fed)
+        keeper = Ledger(e, first.score, accounts, () if first.single else (explained, *wanted))
+        for walk in plan.walks:
+            seeds = {explained: first.relevance} if walk.seeds is None else walk.seeds
+            calls = mark_active(v, walk.wanted, *seeds)
+            if not any(x.facts.active for x in seeds):
+                begun = " or ".join(f"'{v.name_of(x)}'" for x in seeds)
+                raise InputError(f"{begun} does not depend on {', '.join(reported)}: there is nothing to explain")
+            step_for, lines = steps_of(walk, keeper).assign(e, calls)
+            unmet -= {name for name in unmet if v.value(name).facts.active}
+            known = set(table)
+            table.extend(line for line in lines if line not in known)
+            run = walk.run
+            if masked and run is not reverse:
+                raise InputError(
+                    f"masks= is for methods that walk through the model once, which {chosen.name} does not"
+                )
+            if masked:
+                run = functools.partial(reverse, conditions=conditions(masked, v.calls, calls, exclude_parallel))
+            found.append(run(e, calls, seeds, step_for, walk.wanted))
+        if unmet:
+            raise InputError(
+                f"masks= names {', '.join(sorted(unmet))}, which does not lie between {', '.join(reported)} "
+                f"and '{explained.name}'; name another tensor"
+            )
+        for name, (tensors, is_token) in reported.items():
+            with e.scope(name, chosen.name, f"relevance of {name}"):
+                parts = [plan.report(e, x, found) for x in tensors]
+                if is_token:
+                    parts = [plan.per_token(e, part) for part in parts]
+                rows[names[name]] = functools.reduce(operator.add, parts)
+        rows |= {"target_used": first.used, "score": first.score}
+        if first.against is not None:
+            rows["against_used"] = first.against
+        rows |= keeper.outputs() | dict(plan.extras(e, found, first))
+    at = dict.fromkeys(rows, 0) | {names[name]: axis or 0 for name, axis in along.items()}
+    outputs = [e.rename(value, name) for name, value in classwise.stacked(rows, at).items()]
     shown = {name: f"value/{name}" for name in values}
     outputs.extend(e.rename(v.value(name), given) for name, given in shown.items())
-    extras = plan.extras(e, found, first)
-    outputs.extend(e.rename(value, name) for name, value in extras.items())
     added = e.export(outputs)
     info: dict[str, Any] = {
         "version": VERSION,
@@ -287,6 +315,7 @@ def rewrite_with_accounts(
         "target": target if isinstance(target, str) else np.asarray(target).tolist(),
         "start": begin,
         **({"against": True} if against else {}),
+        **({"multi_target": True} if multi_target else {}),
         "explained": explained.name,
         "source_sha256": source.sha256,
     }
@@ -311,7 +340,14 @@ def rewrite_with_accounts(
         mask_axes(masks),
         {} if first.single else _across(v, explained),
         shown,
+        at if multi_target else {},
+        _sharing(plan, target, along.values()) and not portable,
     )
+
+
+def _sharing(plan: Plan, target: Target, axes: Collection[int | None]) -> bool:
+    """Whether several classes of a sample can be explained in one run: what ``multi_target`` asks for."""
+    return isinstance(target, str) and target == "input" and plan.score is None and None not in axes
 
 
 def _across(v: View, explained: Value) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal
@@ -30,6 +30,9 @@ from onnx_lrp.view import CONVOLUTIONS, View
 
 Target = Literal["input", "argmax"] | int | Sequence[int]
 Start = Literal["logit", "one", "softmax", "contrast", "input"]
+
+# What is seen of a graph input that has a row for every row of relevance.
+Fed = Callable[[Value], Value]
 
 STARTS = ("logit", "one", "softmax", "contrast", "input")
 _HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
@@ -112,8 +115,20 @@ def class_axes(value: Value) -> list[int]:
     return [i for i, d in enumerate(value.shape) if i > 0 and d != 1]
 
 
+def _as_it_is(parameter: Value) -> Value:
+    return parameter
+
+
 def seed(
-    e: Emitter, explained: Value, target: Target, start: Start, *, single: bool = False, against: bool = False
+    e: Emitter,
+    explained: Value,
+    target: Target,
+    start: Start,
+    *,
+    single: bool = False,
+    against: bool = False,
+    fed: Fed = _as_it_is,
+    many: bool = False,
 ) -> Seed:
     """Emit the choice of the class and the relevance to begin with.
 
@@ -127,21 +142,27 @@ def seed(
         single: the explained tensor is a vector of classes, without an axis of samples.
         against: the score is that of the class minus that of another one at the same place: graph input ``against``,
             whose default -1 stands for the highest of the others.
+        fed: what is seen here of a graph input that has a row for every row of relevance.
+        many: K classes of every sample are fed: ``start`` has N·K rows, and on an output with one class axis -k stands
+            for the k-th highest.
     """
     if against and start not in ("logit", "one"):
         raise InputError(f"against= subtracts one class from another, and leaves nothing for start='{start}'")
     with e.scope("target", doc="choice of the explained class"):
         z = e.op("Unsqueeze", explained, ints(e, [0])) if single else explained
         axes = class_axes(z)
-        wanted = _wanted(e, target, [z.shape[axis] for axis in axes] or [1])
+        wanted = _wanted(e, target, [z.shape[axis] for axis in axes] or [1], fed)
         if len(axes) > 1:
             hot, used = _pick_position(e, z, axes, wanted)
         else:
-            hot, used = _pick_class(e, z, axes, wanted)
+            hot, used = _pick_class(e, z, axes, wanted, many)
         other = None
         if against:
-            hot, other = _minus_other(e, z, axes, hot)
-        relevance = _begin(e, explained, z, axes, hot, start)
+            hot, other = _minus_other(e, z, axes, hot, fed)
+        if start == "input":
+            relevance = Relevance(_fed_start(e, explained, z, fed, many))
+        else:
+            relevance = _begin(e, z, axes, hot, start)
         whole = relevance.whole(e) if start != "one" else z * hot
         rest = list(range(1, z.rank))
         score = e.op("ReduceSum", whole, ints(e, rest), keepdims=0, label="score") if rest else whole
@@ -164,7 +185,7 @@ def no_class(e: Emitter, explained: Value, score: Value) -> Seed:
     return Seed(Relevance(zeros_like(e, explained)), used, score)
 
 
-def _wanted(e: Emitter, target: Target, lengths: Sequence[Dim]) -> Value | None:
+def _wanted(e: Emitter, target: Target, lengths: Sequence[Dim], fed: Fed) -> Value | None:
     """The wanted class as int64 (n, number of class axes); None for the arg max."""
     width = len(lengths)
     if isinstance(target, str) and target == "argmax":
@@ -172,7 +193,7 @@ def _wanted(e: Emitter, target: Target, lengths: Sequence[Dim]) -> Value | None:
     if isinstance(target, str) and target == "input":
         shape = ("target_batch",) if width == 1 else ("target_batch", width)
         default = np.full((1,) if width == 1 else (1, width), -1, _INT)
-        value = e.parameter("target", default, Facts(np.dtype(_INT), shape))
+        value = fed(e.parameter("target", default, Facts(np.dtype(_INT), shape)))
         return e.op("Unsqueeze", value, ints(e, [1])) if width == 1 else value
     given = [target] if isinstance(target, Integral) else target
     if (
@@ -195,15 +216,24 @@ def _to_float(e: Emitter, condition: Value, like: Value) -> Value:
     return e.op("Cast", condition, to=int(onnx.helper.np_dtype_to_tensor_dtype(like.dtype)))
 
 
-def _pick_class(e: Emitter, z: Value, axes: list[int], wanted: Value | None) -> tuple[Value, Value]:
+def _pick_class(e: Emitter, z: Value, axes: list[int], wanted: Value | None, ranked: bool) -> tuple[Value, Value]:
     """One-hot over the one class axis, and the class."""
     rows = e.op("Reshape", z, ints(e, [-1, 1])) if z.rank < 2 else z if z.rank == 2 else merge_axes(e, z, 1)
-    best = e.op("ArgMax", rows, axis=1, keepdims=1)
+    best = _at_rank(e, rows, wanted) if ranked and wanted is not None else e.op("ArgMax", rows, axis=1, keepdims=1)
     index = best if wanted is None else e.op("Where", e.op("Less", wanted, e.const(0, _INT)), best, wanted)
     hot = _to_float(e, e.op("Equal", index, arange_like(e, rows, 1)), z)
     hot = expand_like(e, hot, rows) if hot.shape != rows.shape else hot
     used = e.op("Squeeze", e.op("Add", index, best * 0), ints(e, [1]), label="target_used")
     return reshape_like(e, hot, z), used
+
+
+def _at_rank(e: Emitter, rows: Value, wanted: Value) -> Value:
+    """The class (N, 1) of the rank that a negative number (N, 1) says, -1 the highest; the lowest for any below."""
+    count = dim_of(e, rows, 1)
+    _, order = e.ops("TopK", rows, count, outputs=2, axis=1)
+    last = e.op("Squeeze", count, ints(e, [0])) - 1
+    place = e.op("Clip", -1 - wanted, e.const(0, _INT), last)
+    return e.op("GatherElements", order, place, axis=1)
 
 
 def _pick_position(e: Emitter, z: Value, axes: list[int], wanted: Value | None) -> tuple[Value, Value]:
@@ -234,12 +264,12 @@ def _pick_position(e: Emitter, z: Value, axes: list[int], wanted: Value | None) 
     return hot, used
 
 
-def _minus_other(e: Emitter, z: Value, axes: list[int], hot: Value) -> tuple[Value, Value]:
+def _minus_other(e: Emitter, z: Value, axes: list[int], hot: Value, fed: Fed) -> tuple[Value, Value]:
     """The one-hot weights with -1 at another class of the same place, and that class (N,)."""
     if not axes:
         raise InputError("against= wants a second class, and the output has one value only")
     axis = axes[-1]
-    given = e.parameter("against", np.full(1, -1, _INT), Facts(np.dtype(_INT), ("against_batch",)))
+    given = fed(e.parameter("against", np.full(1, -1, _INT), Facts(np.dtype(_INT), ("against_batch",))))
     index = e.op("Reshape", given, ints(e, [-1] + [1] * (z.rank - 1)))
     classes = along_axis(e, arange_like(e, z, axis), axis, z.rank)
     # The place of the target, along all axes but that of the classes; nowhere where the target is out of range.
@@ -255,7 +285,14 @@ def _minus_other(e: Emitter, z: Value, axes: list[int], hot: Value) -> tuple[Val
     return hot - other, e.op("Where", e.op("Less", given, e.const(0, _INT)), found, given, label="against_used")
 
 
-def _begin(e: Emitter, explained: Value, z: Value, axes: list[int], hot: Value, start: Start) -> Relevance:
+def _fed_start(e: Emitter, explained: Value, z: Value, fed: Fed, many: bool) -> Value:
+    """Relevance of the explained tensor as it is fed, as z has it: with an axis of samples."""
+    shape = ("start_rows", *z.shape[1:]) if many else explained.shape
+    given = fed(e.parameter("start", None, Facts(explained.dtype, shape)))
+    return given if given.rank == z.rank else e.op("Unsqueeze", given, ints(e, [0]))
+
+
+def _begin(e: Emitter, z: Value, axes: list[int], hot: Value, start: Start) -> Relevance:
     """Relevance of the explained tensor, as z has it: with an axis of samples."""
     if start == "one":
         return Relevance(hot)
@@ -273,7 +310,4 @@ def _begin(e: Emitter, explained: Value, z: Value, axes: list[int], hot: Value, 
         others = e.const(count - 1, z.dtype) if isinstance(count, int) else _to_float(e, dim_of(e, z, axes[0]) - 1, z)
         chosen = e.op("ReduceSum", hot, ints(e, [axes[0]]), keepdims=1)  # 0 where the target is out of range
         return Relevance(hot - (chosen - hot) / others, z)
-    if start == "input":
-        fed = e.parameter("start", None, Facts(explained.dtype, explained.shape))
-        return Relevance(fed if fed.rank == z.rank else e.op("Unsqueeze", fed, ints(e, [0])))
     raise InputError(f"start is one of {', '.join(STARTS)}, not '{start}'")

@@ -60,10 +60,11 @@ def test_a_position_is_that_of_torch(place):
 def test_several_positions_in_one_run_are_those_of_single_runs(method):
     explain = explainer(writer(), method, batch_size=8)
     runs = []
-    run = explain.session.run
-    explain.session.run = lambda feeds: runs.append(len(feeds["input_ids"])) or run(feeds)
+    _, session = explain._many
+    run = session.run
+    session.run = lambda feeds: runs.append((len(feeds["input_ids"]), len(feeds["target"]))) or run(feeds)
     together = explain(LONG[:1], position="all")
-    assert runs == [5]
+    assert runs == [(1, 5)]
     assert together.relevance["input_ids"].shape == (5, 5)
     for p in range(5):
         alone = explain(LONG[:1], position=p)

@@ -162,6 +162,27 @@ def test_several_methods_and_classes_side_by_side(call):
             Image.open(path).verify()
 
 
+def test_classes_that_score_highest_side_by_side(call):
+    """Columns that share a run are those of runs of their own."""
+    inputs = [PICTURE, GALLERY / "blue-circle.png"]
+    call("explain", SHAPES, *inputs, "-m", "epsilon", "-t", "top:3", "-t", "5", "-t", "0,1", "-o", "several.npz")
+    with np.load("several.npz") as file:
+        shared = dict(file)
+    order = np.argsort(-shared["top 1/output/logits"], 1)
+    for title, classes in {**{f"top {k + 1}": order[:, k] for k in range(3)}, "5": [5, 5], "0,1": [0, 1]}.items():
+        np.testing.assert_array_equal(shared[f"{title}/target"], classes)
+        call("explain", SHAPES, *inputs, "-m", "epsilon", "-t", ",".join(map(str, classes)), "-o", "alone.npz")
+        with np.load("alone.npz") as file:
+            for name in file.files:
+                if name != "path":
+                    np.testing.assert_allclose(shared[f"{title}/{name}"], file[name], rtol=1e-3, atol=1e-5)
+    call("explain", SHAPES, *inputs, "-m", "epsilon", "-t", "top:2", "-o", "top.png")
+    call("explain", SHAPES, PICTURE, "-m", "epsilon", "-t", "all", "-o", "all.png")
+    assert {"top.png", "all.png"} <= set(files())
+    for text in ("top:0", "top:99"):
+        assert "the model has 6 classes" in call("explain", SHAPES, PICTURE, "-t", text, code=2).err
+
+
 @pytest.mark.parametrize(
     ("text", "classes"),
     [("2", [2, 2]), ("Blue Circle", [2, 2]), ("-1", [1, 2]), ("0,5", [0, 5]), ("yellow star,-1", [5, 2])],

@@ -21,14 +21,15 @@ from onnx_lrp.preprocess import Preprocess
 from onnx_lrp.roles import Spec, kinds, text_inputs
 from onnx_lrp.tokenizer import Tokenizer
 
-Target = int | list[int] | None
+Target = int | list[int] | NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
 class Column:
     """One way to explain an input: by a method, a class, at a position, against another class.
 
-    `conserves`: its relevance should add up to the score. `fed`: what goes into the explained model besides.
+    `conserves`: its relevance should add up to the score. `fed`: what goes into the explained model besides. `number`:
+    which of the classes (n, K) in `target` it shows, where columns share a run; n is 1 or one for each input.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Column:
     position: Position | None = None
     against: int | None = None
     fed: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,14 @@ def wanted_target(text: str, names: Names, files: int, width: int) -> Target:
     if width == 1 and files > 1 and len(classes) != files:
         raise InputError(f"--target names {len(classes)} classes for {files} inputs; give one, or one each")
     return classes
+
+
+def together(targets: Sequence[Target], files: int) -> NDArray[np.int64] | None:
+    """Several classes of one axis as (1, K), or (files, K) where some are of one input each; else None."""
+    rows = [np.reshape(-1 if t is None else t, -1) for t in targets]
+    if len(rows) < 2 or any(len(r) not in (1, files) for r in rows):
+        return None
+    return np.stack(np.broadcast_arrays(*rows), axis=1).astype(np.int64)
 
 
 def bounds(args: argparse.Namespace, pre: Preprocess | None, explainer: Explainer) -> dict[str, NDArray[Any]]:
@@ -146,17 +156,26 @@ def _run(
     else:
         feeds = {k: np.concatenate([s.feeds[k] for s in batch]) if several else v for k, v in first.feeds.items()}
     explanations: list[Explanation] = []
+    shared: dict[tuple[int, int], Explanation] = {}
     for column in columns:
+        key = id(column.explainer), id(column.target)
+        if column.number is not None and key in shared:
+            explanations.append(shared[key][column.number :: shared[key].per_sample])
+            continue
         box = bounds(args, None if first.picture is None else pre, column.explainer)
         target = column.target
         one_axis = len(column.explainer.explained.classes) == 1 or column.position is not None
         if isinstance(target, list) and files > 1 and one_axis:
             target = [target[sample.number] for sample in batch]
+        if isinstance(target, np.ndarray) and len(target) > 1:
+            target = target[[sample.number for sample in batch]]
         try:
             fed = {**box, **column.fed, **feeds}
             explained = column.explainer(fed, target, position=column.position, against=column.against)
-            explanations.append(explained)
         except InputError as error:
             raise InputError(f"{first.entry.name}: {error}") from None
+        if column.number is not None:
+            shared[key], explained = explained, explained[column.number :: explained.per_sample]
+        explanations.append(explained)
     for i, sample in enumerate(batch):
         yield Result(sample.entry, sample.picture, [e[i] if several else e for e in explanations])

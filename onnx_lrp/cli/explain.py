@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from onnx_lrp.cli.baselines import add_baselines, baseline_feeds, with_baselines
-from onnx_lrp.cli.batches import Column, results, wanted_target
+from onnx_lrp.cli.batches import Column, Target, results, together, wanted_target
 from onnx_lrp.cli.console import Progress, say
 from onnx_lrp.cli.options import (
     Commands,
@@ -33,6 +35,7 @@ from onnx_lrp.cli.output import Result, plans
 from onnx_lrp.cli.report import Report
 from onnx_lrp.cli.sources import find_entries, is_picture, with_text
 from onnx_lrp.composite import book_names
+from onnx_lrp.errors import InputError
 from onnx_lrp.evaluate import gaussian, randomised
 from onnx_lrp.explainer import Explainer
 from onnx_lrp.methods import Method, find_method
@@ -49,7 +52,8 @@ def register(commands: Commands) -> list[argparse.ArgumentParser]:
     add_rewriting(parser, several_methods=True)
     inputs = "images, folders of images, .npy, .npz, .json; with a tokenizer texts, and .txt with one per line"
     parser.add_argument("sources", metavar="INPUT", nargs="+", help=inputs)
-    wanted = "number or name of the class, default the predicted one; A,B,...: one per input; repeat it to compare"
+    wanted = "number or name of the class, default the predicted one; A,B,...: one per input; repeat it to compare; "
+    wanted += "top:N: the N highest; all"
     parser.add_argument("-t", "--target", action="append", metavar="CLASS", help=wanted)
     about = "subtract this class's score (next: the highest of the others): why the one rather than the other"
     parser.add_argument("--against", metavar="CLASS", help=about)
@@ -132,6 +136,7 @@ def _written(paths: Sequence[Path | None]) -> list[str]:
     return [f"  written     {path}" for path in paths if path is not None]
 
 
+_SIDE_BY_SIDE = 16  # classes in one picture
 _FOR_ATTENTION = ("attnlrp", "cp_lrp", "captioning")
 
 
@@ -179,13 +184,43 @@ def _columns(
     if position is None and width == 2 and isinstance(names, Tokenizer):
         position = "auto"  # of a language model: the hidden word, or the next one
     width = 1 if position is not None else width
-    targets = {text: wanted_target(text, names, inputs, width) for text in asked} if asked else {"": None}
+    targets: dict[str, Target] = {} if asked else {"": None}
+    for text in asked or ():
+        several = None if width > 1 or position is not None else _several(text, names, explainers[0][0].explained)
+        targets |= several or {text: wanted_target(text, names, inputs, width)}
     against = None if args.against in (None, "next") else class_number(args.against, names)
     columns = []
     for explainer, conserves in explainers:
         fed = baseline_feeds(args.baseline, explainer, tokenizer)
-        for text, target in targets.items():
+        # Classes of an input share a run.
+        shared = width == 1 and position is None and explainer.explained.sharing
+        table = together(list(targets.values()), inputs) if shared else None
+        for number, (text, target) in enumerate(targets.items()):
             method = explainer.explained.method if len(explainers) > 1 or len(targets) == 1 else ""
             title = ", ".join(filter(None, [method, text if len(targets) > 1 else ""]))
-            columns.append(Column(title, explainer, target, conserves, position, against, fed))
+            column = Column(title, explainer, target, conserves, position, against, fed)
+            columns.append(column if table is None else replace(column, target=table, number=number))
     return columns
+
+
+def _several(text: str, names: Names, explained: Explained) -> dict[str, Target] | None:
+    """The classes that `all` or `top:N` stands for, by what their columns are called; None for anything else.
+
+    Raises:
+        InputError: there are not as many, or more than can be shown side by side.
+    """
+    top = re.fullmatch(r"top:(\d+)", text)
+    if not top and text != "all":
+        return None
+    (classes,) = explained.classes
+    count = int(top[1]) if top else classes or 0
+    if not 0 < count <= (classes or count):
+        raise InputError(f"-t {text}: the model has {classes or 'an open number of'} classes; name them")
+    if count > _SIDE_BY_SIDE:
+        raise InputError(f"-t {text}: at most {_SIDE_BY_SIDE} classes fit side by side; give top:{_SIDE_BY_SIDE}")
+    if top and count > 1 and not explained.sharing:
+        raise InputError(f"-t {text}: this model takes one class per sample, so cannot rank them; name classes")
+    if top:
+        return {f"top {i + 1}": -1 - i for i in range(count)}
+    labels = names if isinstance(names, Sequence) else None
+    return {labels[i].split(",")[0] if labels else str(i): i for i in range(count)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from tests.transformer_nets import exported, inputs_of
 
 SINGLE = 1e-5
 Feeds = dict[str, np.ndarray]
+Run = Callable[[Feeds], Feeds]
+Trials = Sequence[tuple[Feeds, Feeds]]
 # Of many versions few are enough here.
 SHORT: dict[str, Any] = {"integrated_gradients": IntegratedGradients(steps=3), "smoothgrad": SmoothGrad(samples=3)}
 
@@ -43,16 +45,20 @@ def pools(batch: int | str = "N") -> onnx.ModelProto:
     return net.model(net("Softmax", net("Gemm", net("Flatten", h), net.weight(16, 5), net.weight(5))))
 
 
-def in_double(model: onnx.ModelProto, feeds: Feeds) -> Feeds:
-    """All outputs in float64, by ONNX's reference implementation."""
-    wide = {name: x.astype(np.float64) if x.dtype.kind == "f" else x for name, x in feeds.items()}
-    return run_reference(to_double(model), wide)
+def in_double(model: onnx.ModelProto) -> Run:
+    """A model in float64, by ONNX's reference implementation."""
+    exact = to_double(model)
+
+    def run(feeds: Feeds) -> Feeds:
+        return run_reference(exact, {n: x.astype(np.float64) if x.dtype.kind == "f" else x for n, x in feeds.items()})
+
+    return run
 
 
-def in_runtime(model: onnx.ModelProto, feeds: Feeds) -> Feeds:
-    """All outputs by ONNX Runtime."""
+def in_runtime(model: onnx.ModelProto) -> Run:
+    """A model by ONNX Runtime."""
     session = Session(model, device="cpu", threads=1)
-    return session.run({name: x.astype(session.dtype(name)) for name, x in feeds.items()})
+    return lambda feeds: session.run({name: x.astype(session.dtype(name)) for name, x in feeds.items()})
 
 
 def in_rows(turns: np.ndarray) -> np.ndarray:
@@ -69,34 +75,34 @@ def apart(rows: np.ndarray, axis: int, count: int) -> np.ndarray:
 def check(
     model: onnx.ModelProto,
     method: Any,
-    feeds: Feeds,
-    turns: Feeds,
-    runs: Mapping[Callable[..., Feeds], float],
+    trials: Trials,
+    runs: Mapping[Callable[[onnx.ModelProto], Run], float],
     **options: Any,
 ) -> Explained:
     """Compare one run with a run for each class, in all that has a row per class, and in the model's own outputs.
 
-    ``turns`` has what is fed for the classes: (K, N, …).
+    ``trials``: inputs, and what is fed for the classes: (K, N, …).
     """
-    many = rewrite(model, method, multi_target=True, **options)
-    plain = rewrite(model, method, **options)
-    count = len(next(iter(turns.values())))
+    many, plain = (rewrite(model, method, multi_target=several, **options) for several in (True, False))
     assert set(many.rows) >= {*plain.relevance.values(), "target_used", "score"}
-    for run, tolerance in runs.items():
-        together = run(many.model, feeds | {name: in_rows(x) for name, x in turns.items()})
-        for k in range(count):
-            alone = run(plain.model, feeds | {name: x[k] for name, x in turns.items()})
-            assert alone.keys() == together.keys()
-            for name, expected in alone.items():
-                found = together[name]
-                found = apart(found, many.rows[name], count)[k] if name in many.rows else found
-                if name == "delta" and tolerance > EXACT:
-                    continue  # in float32 it is what rounding leaves of sums that cancel
-                assert close(found, expected, tolerance), f"{run.__name__}, class {k}: {name}"
+    for made, tolerance in runs.items():
+        whole, single = made(many.model), made(plain.model)
+        for feeds, turns in trials:
+            together = whole(feeds | {name: in_rows(x) for name, x in turns.items()})
+            count = len(next(iter(turns.values())))
+            for k in range(count):
+                alone = single(feeds | {name: x[k] for name, x in turns.items()})
+                assert alone.keys() == together.keys()
+                for name, expected in alone.items():
+                    found = together[name]
+                    found = apart(found, many.rows[name], count)[k] if name in many.rows else found
+                    if name == "delta" and tolerance > EXACT:
+                        continue  # in float32 it is what rounding leaves of sums that cancel
+                    assert close(found, expected, tolerance), f"{made.__name__}, class {k}: {name}"
     return many
 
 
-def both(model: onnx.ModelProto, method: Any, feeds: Feeds, classes: np.ndarray, **options: Any) -> None:
+def both(model: onnx.ModelProto, method: Any, trials: Trials, **options: Any) -> None:
     """In float64 and in float32, which methods that refuse a model do as ever."""
     try:
         rewrite(model, method, **options)
@@ -108,8 +114,7 @@ def both(model: onnx.ModelProto, method: Any, feeds: Feeds, classes: np.ndarray,
         with pytest.raises(InputError, match="explains no class"):
             rewrite(model, method, multi_target=True)
         return
-    runs = {in_double: EXACT, in_runtime: SINGLE}
-    many = check(model, SHORT.get(method, method), feeds, {"target": classes}, runs, **options)
+    many = check(model, SHORT.get(method, method), trials, {in_double: EXACT, in_runtime: SINGLE}, **options)
     assert many.sharing
 
 
@@ -128,13 +133,16 @@ def fed(shapes: Mapping[str, tuple[int, ...]], samples: int) -> Feeds:
 
 
 @pytest.mark.parametrize("method", method_names())
-@pytest.mark.parametrize(("samples", "count"), [(1, 1), (1, 4), (3, 1), (3, 4)])
-@pytest.mark.parametrize("free", [True, False], ids=["free", "fixed"])
-def test_pictures(method: str, samples: int, count: int, free: bool) -> None:
+@pytest.mark.parametrize("batch", ["N", 1, 3])
+def test_pictures(method: str, batch: int | str) -> None:
     """A free batch and a fixed one; one sample and several, one class and several."""
-    model = pools("N" if free else samples)
     options = {} if SHORT.get(method) or "grad" in method else {"ledger": True}
-    both(model, method, {"x": numbers(samples, 3, 9, 9)}, classes_of(samples, count, 5), **options)
+    trials = [
+        ({"x": numbers(samples, 3, 9, 9)}, {"target": classes_of(samples, count, 5)})
+        for samples in ((1, 3) if batch == "N" else (batch,))
+        for count in (1, 4)
+    ]
+    both(pools(batch), method, trials, **options)
 
 
 @pytest.mark.parametrize("method", method_names())
@@ -144,7 +152,7 @@ def test_networks_of_every_kind(name: str, method: str) -> None:
     build, shapes = FREE[name]
     classes = classes_of(3, 2, 2)
     classes = classes if name != "pixels" else np.stack([classes + 7, classes], -1)
-    both(build(), method, fed(shapes, 3), classes)
+    both(build(), method, [(fed(shapes, 3), {"target": classes})])
 
 
 @pytest.mark.parametrize("method", ["attnlrp", "cp_lrp", "gradient", "integrated_gradients"])
@@ -155,7 +163,7 @@ def test_transformers(name: str, method: str) -> None:
     classes = classes_of(2, 3, 3)
     if len(rewrite(model, method).classes) == 2:
         classes = np.stack([np.array([[0, 5], [1, 4], [-1, 3]]), classes], -1)
-    both(model, method, feeds, classes)
+    both(model, method, [(feeds, {"target": classes})])
 
 
 @pytest.mark.parametrize("method", ["gradient", "epsilon_plus_flat", "epsilon"])
@@ -168,7 +176,7 @@ def test_control_flow(case: Case, method: str) -> None:
     inputs = [x for x in case.wanted if x in ("x", "xh")]
     runs = {in_double: EXACT, in_runtime: EXACT} if case.in_runtime else {in_double: EXACT}
     options = {"start": "input", "ledger": True, "inputs": inputs}
-    check(case.model, method, case.feeds, {"start": starts}, runs, **options)
+    check(case.model, method, [(case.feeds, {"start": starts})], runs, **options)
 
 
 @pytest.mark.parametrize("rule", ["epsilon", "epsilon_alpha2_beta1", "input_x_gradient"])
@@ -180,7 +188,8 @@ def test_layers(name: str, rule: str) -> None:
     model = net.model(layer.build(net, names, "layer"))
     feeds = {n: numbers(*s) for n, s in zip(names, shapes, strict=True)}
     z = run_double(model, feeds)[model.graph.output[0].name]
-    check(model, rule, feeds, {"start": numbers(4, *z.shape)}, {in_double: EXACT, in_runtime: SINGLE}, start="input")
+    trials = [(feeds, {"start": numbers(4, *z.shape)})]
+    check(model, rule, trials, {in_double: EXACT, in_runtime: SINGLE}, start="input")
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -192,7 +201,7 @@ def test_random_graphs(seed: int) -> None:
     starts = np.random.default_rng(seed).standard_normal((3, *tensors[outputs[0]].shape))
     options = {"start": "input", "output": outputs[0], "allow_gradient": True}
     for dtype, run, tolerance in ((np.float64, in_double, EXACT), (np.float32, in_runtime, SINGLE)):
-        check(g.model(dtype, outputs), "gradient", feeds, {"start": starts}, {run: tolerance}, **options)
+        check(g.model(dtype, outputs), "gradient", [(feeds, {"start": starts})], {run: tolerance}, **options)
 
 
 def test_masks_and_the_class_to_subtract_have_a_row_for_every_class() -> None:
@@ -202,29 +211,30 @@ def test_masks_and_the_class_to_subtract_have_a_row_for_every_class() -> None:
     runs = {in_double: EXACT, in_runtime: SINGLE}
     layer = next(node.output[0] for node in model.graph.node if node.op_type == "Relu")
     masks = {f"mask/{layer}": (numbers(2, 3, 4) > 0).astype(np.float32)}
-    check(model, "epsilon", {"x": x}, {"target": classes} | masks, runs, masks=[layer], ledger=True)
-    check(model, "epsilon", {"x": x, "against": np.array([4])}, {"target": classes}, runs, against=True)
-    check(model, "epsilon", {"x": x}, {"target": classes, "against": (classes + 1) % 5}, runs, against=True)
+    check(model, "epsilon", [({"x": x}, {"target": classes} | masks)], runs, masks=[layer], ledger=True)
+    for_all = {"x": x, "against": np.array([4])}, {"target": classes}
+    for_each = {"x": x}, {"target": classes, "against": (classes + 1) % 5}
+    check(model, "epsilon", [for_all, for_each], runs, against=True)
     one = {"x": x, **{name: rows[0, :1] for name, rows in masks.items()}}
-    check(model, "epsilon", one, {"target": classes}, runs, masks=[layer])
+    check(model, "epsilon", [(one, {"target": classes})], runs, masks=[layer])
 
 
 def test_default_is_the_highest_and_further_ranks_follow() -> None:
     """Without a class the arg max; -k is the k-th highest, and the last one below that."""
     model, x = pools(), numbers(3, 3, 9, 9)
     many = rewrite(model, "gradient", multi_target=True).model
-    found = in_double(many, {"x": x})
-    for name, expected in in_double(rewrite(model, "gradient").model, {"x": x}).items():
+    found = in_double(many)({"x": x})
+    for name, expected in in_double(rewrite(model, "gradient").model)({"x": x}).items():
         np.testing.assert_array_equal(found[name], expected)
     order = np.argsort(-found[model.graph.output[0].name], 1)
-    ranks = in_double(many, {"x": x, "target": np.tile([-1, -2, -5, -9, 3], 3)})["target_used"]
+    ranks = in_double(many)({"x": x, "target": np.tile([-1, -2, -5, -9, 3], 3)})["target_used"]
     np.testing.assert_array_equal(ranks.reshape(3, 5), np.c_[order[:, [0, 1, 4, 4]], [3, 3, 3]])
 
 
 def test_behind_a_switch() -> None:
     model, x, classes = pools(), numbers(2, 3, 9, 9), np.array([0, 3, 1, 4])
     runs = [
-        in_runtime(rewrite(model, "epsilon", multi_target=True, switch=s).model, {"x": x, "target": classes})
+        in_runtime(rewrite(model, "epsilon", multi_target=True, switch=s).model)({"x": x, "target": classes})
         for s in (False, True)
     ]
     for name, expected in runs[0].items():

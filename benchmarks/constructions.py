@@ -16,7 +16,8 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +101,9 @@ class Row:
         return self.ms[self.used] / self.ms[self.best]
 
 
-def measured(family: Family, case: Case, threads: int, rounds: int) -> Row:
+def measured(
+    family: Family, case: Case, threads: int, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> Row:
     """Build, compare and time the ways of one case."""
     calls: dict[str, Call] = {}
     errors: dict[str, float] = {}
@@ -114,7 +117,7 @@ def measured(family: Family, case: Case, threads: int, rounds: int) -> Row:
         errors[way] = difference(found, expected)
         if errors[way] <= family.limits.get(way, LIMIT):
             calls[way] = call
-    times = samples(calls, rounds, ENOUGH)
+    times = samples(calls, rounds, ENOUGH, clock)
     medians, least = ({way: pick(found) for way, found in times.items()} for pick in (statistics.median, min))
     return Row(family.title, str(case), family.used(case), medians, least, errors)
 
@@ -136,13 +139,14 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def report(args: argparse.Namespace, arguments: Sequence[str], found: list[Row]) -> Iterator[str]:
     """Measure everything that is not found yet, and yield the lines of the report."""
+    clock = time.process_time if args.busy else time.perf_counter
     yield described(("onnxruntime", "onnx", "numpy"), args.threads)
     yield f"Medians of {args.rounds}, in context. {command('constructions', arguments)}"
     for _, rows in itertools.groupby(list(found), lambda row: row.family):
         yield from table(list(rows))
     for name in args.families:
         family = FAMILIES[name]
-        rows = [measured(family, case, args.threads, args.rounds) for case in family.cases]
+        rows = [measured(family, case, args.threads, args.rounds, clock) for case in family.cases]
         found += rows
         yield from table(rows)
     yield "\nWhere onnx_lrp's way is not the best by more than 5 %:\n"
@@ -173,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, metavar="NAME", help=f"of {', '.join(FAMILIES)}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--busy", action="store_true", help="one thread and its own time, where others run as well")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     parser.add_argument(
         "--from", type=Path, nargs="+", default=[], dest="earlier", metavar="FILE", help="show earlier ones"
@@ -180,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the report between its markers there")
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
+    args.threads = 1 if args.busy else args.threads
     args.families = args.families or ([] if args.earlier else list(FAMILIES))
     found = [row for path in args.earlier for row in loaded(path)]
     publish(report(args, given, found), args.write, "constructions")

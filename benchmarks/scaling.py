@@ -188,10 +188,10 @@ def chain(op: str, layers: int, width: int, side: int = 1) -> onnx.ModelProto:
 
 
 def _chains(op: str) -> Callable[[Sequence[int], int], Iterator[Setting]]:
-    """Layers of 9 (Conv) and 8 (MatMul) million multiplications."""
+    """Layers of 9 (Conv) and 4 (MatMul) million multiplications."""
 
     def settings(sizes: Sequence[int], shrink: int) -> Iterator[Setting]:
-        width, side, batch = (64, 16, 1) if op == "Conv" else (512, 1, 32)
+        width, side, batch = (64, 16, 1) if op == "Conv" else (256, 1, 64)
         width //= shrink
         shape = (batch, width, side, side) if op == "Conv" else (batch, width)
         x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -205,13 +205,13 @@ def _chains(op: str) -> Callable[[Sequence[int], int], Iterator[Setting]]:
 
 
 def seconds(call: Call) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
+    """How long one call of Python takes the processor, whatever else it has to do."""
+    start = time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
-def measured(setting: Setting, known: dict[Any, Any], threads: int, rounds: int) -> Point:
+def measured(setting: Setting, known: dict[Any, Any], threads: int, rounds: int, clock: Callable[[], float]) -> Point:
     """Rewrite, load and time one size; models that were loaded for the size before are taken from `known`."""
     if known.get("model") is not setting.model:
         known.clear()
@@ -224,7 +224,7 @@ def measured(setting: Setting, known: dict[Any, Any], threads: int, rounds: int)
     feeds = dict(setting.feeds)
     calls: dict[str, Call] = {"forward": functools.partial(known["forward"].run, feeds)}
     calls |= {name: functools.partial(known[name][2].run, feeds) for name in setting.methods}
-    times = medians(calls, rounds)
+    times = medians(calls, rounds, clock)
     forward = times.pop("forward")
     return Point(setting.at, forward, times, known[next(iter(setting.methods))][1], len(setting.model.graph.node))
 
@@ -273,7 +273,7 @@ SERIES = {  # what grows, its settings, sizes, and further sizes with --long
         (3000,),
     ),
     "matmul": (
-        Series("matmul", "Depth, dense layers", "MatMul and Relu, 512 units, batch 32", "layers"),
+        Series("matmul", "Depth, dense layers", "MatMul and Relu, 256 units, batch 64", "layers"),
         _chains("MatMul"),
         (10, 30, 100, 300, 1000),
         (),
@@ -334,6 +334,7 @@ class Results:
 
 def measure(names: Sequence[str], args: argparse.Namespace, results: Results) -> Iterator[str]:
     """Measure series and put them into the results; yield the lines on each as it is done."""
+    clock = time.process_time if args.busy else time.perf_counter
     for name in names:
         blank, settings, sizes, longer = SERIES[name]
         wanted = (*sizes, *longer) if args.long else sizes
@@ -344,8 +345,12 @@ def measure(names: Sequence[str], args: argparse.Namespace, results: Results) ->
             results.named = named(args.shrink, args.rounds)
         else:
             known: dict[Any, Any] = {}
-            series.points = [measured(s, known, args.threads, args.rounds) for s in settings(wanted, args.shrink)]
+            series.points = [
+                measured(s, known, args.threads, args.rounds, clock) for s in settings(wanted, args.shrink)
+            ]
         results.series[name] = series
+        if args.json:  # an interrupt loses one series at most
+            results.save(args.json)
         yield from lines_on(series, results.named)
 
 
@@ -359,6 +364,7 @@ def _row(title: str, cells: Sequence[str]) -> str:
 def lines_on(series: Series, networks: Mapping[str, tuple[int, float]]) -> Iterator[str]:
     """The lines on one series: a table with a column for each size, and how fast each row grows at its end."""
     points = series.points
+    yield f"\n**{series.title}**: {series.network}\n"
     yield _row(series.axis, [*(f"{p.at:,}" for p in points), "in the end as"])
     yield "| --- |" + " ---: |" * (len(points) + 1)
 
@@ -459,6 +465,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--series", nargs="*", choices=SERIES, metavar="NAME", help=f"of {', '.join(SERIES)}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="samples of each number; its median counts")
+    parser.add_argument("--busy", action="store_true", help="one thread and its own time, where others run as well")
     parser.add_argument("--long", action="store_true", help="larger sizes too: some take gigabytes and many minutes")
     parser.add_argument("--most", type=int, help="leave out sizes above this")
     parser.add_argument("--shrink", type=int, default=1, help="divide widths and pictures, to try the benchmark itself")
@@ -470,6 +477,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the report between its markers there")
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
+    args.threads = 1 if args.busy else args.threads
     results = Results()
     for path in args.earlier:
         results.load(path)

@@ -49,6 +49,7 @@ def test_growth_is_the_exponent_of_the_last_steps() -> None:
     assert series.growth(lambda p: p.forward) == pytest.approx(1)
     assert series.growth(lambda p: p.explained["m"]) == pytest.approx(2)
     table = list(scaling.lines_on(series, {}))
+    assert table[0].strip() == "**title**: network"
     assert any(line.startswith("| m, ms |") and line.endswith("n^2.00 |") for line in table)
 
 

@@ -296,6 +296,13 @@ def _two_back(g: Graph, t: Mapping[str, str], case: Case) -> Made:
 
 
 def _stacked_back(g: Graph, t: Mapping[str, str], case: Case) -> Made:
+    both = g.transposed(t["d"], np.hstack(parts_of(weights_of(case))), case)
+    pieces = g.many("Split", both, outputs=2, axis=1, num_outputs=2)
+    shares = [g("Mul", part, piece) for part, piece in zip(_parts(g, t["x"]), pieces, strict=True)]
+    return {g("Add", *shares): picture(case)}
+
+
+def _picked_back(g: Graph, t: Mapping[str, str], case: Case) -> Made:
     return {_picked(g, t["x"], g.transposed(t["d"], np.hstack(parts_of(weights_of(case))), case)): picture(case)}
 
 
@@ -338,9 +345,10 @@ FIRST_BACK = Family(
     {
         "two ConvTransposes": _two_back,
         "one, weights stacked": _stacked_back,
+        "one, stacked, Where": _picked_back,
         "Conv, sub-pixel, stacked": _stacked_sub_pixel,
     },
-    lambda case: "two ConvTransposes",
+    lambda case: "one, weights stacked",
     [
         Case(3, 64, 224, 7, 2),
         Case(3, 64, 224, 7, 2, batch=8),
@@ -360,7 +368,7 @@ SIGNED_FORWARD = Family(
         "(y + |x| ∗ |w|) / 2": functools.partial(_half_forward, folded=False),
         "y / 2 + |x| ∗ |w / 2|": functools.partial(_half_forward, folded=True),
     },
-    lambda case: "two Convs",
+    lambda case: "y / 2 + |x| ∗ |w / 2|",
     [
         Case(3, 64, 224, 7, 2),
         Case(3, 64, 224, 3),

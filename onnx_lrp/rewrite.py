@@ -242,10 +242,10 @@ def rewrite_with_accounts(
     if explained.facts.shape is None:  # because of an operator that nobody sees through, which is the better error
         for walk in plan.walks:
             steps_of(walk, None).assign(e, mark_active(v, walk.wanted, explained))
-    if plan.score is not None and (output or start or against or multi_target or target != "input"):
-        raise InputError(
-            f"{chosen.name} explains no class: leave output=, start=, against=, target= and multi_target= away"
-        )
+    if plan.score is not None and (output or start or against or target != "input"):
+        raise InputError(f"{chosen.name} explains no class: leave output=, start=, against= and target= away")
+    if plan.score is not None and multi_target:
+        raise InputError(f"{chosen.name} explains no class: leave multi_target= away")
     single = plan.score is None and is_single(v, explained, head)
     reported |= {name: ([x], False) for name, x in plan.layers.items()}
     names = {name: f"relevance/{name}" for name in reported}

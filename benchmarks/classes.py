@@ -1,77 +1,72 @@
-"""Several classes of one picture in one run, which share a forward pass, against a row for each.
+"""Several classes of one input in one run, which share a forward pass, against a row of its own for each.
 
     python -m benchmarks.classes                    # ResNet-50, epsilon_plus
 
-Times are medians; the ways take turns in one process. Rows of their own run one by one, which is fastest on a CPU.
+Rows of their own run one by one, which is fastest on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
-import torch
 
 import onnx_lrp
-from exporters.torch_nets import export, resnet50, vgg16
+from benchmarks.measure import Call, command, described, medians, publish
+from benchmarks.networks import NETWORKS, Sizes, network
 from onnx_lrp.runtime import Session
 
-NETWORKS = {"resnet50": resnet50, "vgg16": vgg16}
+PACKAGES = ("onnxruntime", "onnx", "torch", "numpy")
 
 
-def table(network: str, method: str, counts: Sequence[int], size: int, threads: int, rounds: int) -> list[str]:
-    """Lines of a table in Markdown."""
-    torch.manual_seed(0)
-    source = export(NETWORKS[network](), None, (1, 3, size, size), folded=True)
-    (name,) = (i.name for i in source.graph.input)
-    x = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
-    forward = Session(source, device="cpu", threads=threads)
-    plain, many = (
-        Session(onnx_lrp.rewrite(source, method, multi_target=several).model, device="cpu", threads=threads)
-        for several in (False, True)
-    )
+def table(name: str, method: str, counts: Sequence[int], sizes: Sizes, threads: int, rounds: int) -> Iterator[str]:
+    """Yield the lines of a table in Markdown."""
+    net = network(name, 1, sizes)
+    source, feeds = net.write(), {key: x.numpy() for key, x in net.feeds.items()}
+    plain, many = (onnx_lrp.rewrite(source, method, multi_target=several).model for several in (False, True))
+    forward, alone, together = (Session(model, device="cpu", threads=threads) for model in (source, plain, many))
 
     def row_by_row(count: int) -> None:
         for number in range(count):
-            plain.run({name: x, "target": np.array([number])})
+            alone.run(feeds | {"target": np.array([number])})
 
-    ways: dict[tuple[str, int], Callable[[], object]] = {("forward", 1): lambda: forward.run({name: x})}
+    calls: dict[str, Call] = {"forward": lambda: forward.run(feeds)}
     for count in counts:
-        ways["rows", count] = lambda count=count: row_by_row(count)  # type: ignore[misc]
-        ways["shared", count] = lambda count=count: many.run({name: x, "target": np.arange(count)})  # type: ignore[misc]
-    times: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
-    for turn in range(rounds + 1):
-        for way, run in ways.items():
-            begin = time.perf_counter()
-            run()
-            if turn:  # the first one warms up
-                times[way].append(time.perf_counter() - begin)
-    ms = {way: 1e3 * statistics.median(found) for way, found in times.items()}
-    once = ms["forward", 1]
-    lines = [
-        "| classes | one row each: × forward | shared: × forward | shared per class | times faster |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
+        calls[f"rows {count}"] = lambda count=count: row_by_row(count)
+        calls[f"shared {count}"] = lambda count=count: together.run(feeds | {"target": np.arange(count)})
+    ms = medians(calls, rounds)
+    yield "| classes | one row each: × forward | shared: × forward | shared, per class | times faster |"
+    yield "| ---: | ---: | ---: | ---: | ---: |"
     for count in counts:
-        rows, shared = ms["rows", count] / once, ms["shared", count] / once
-        lines.append(f"| {count} | {rows:.1f} | {shared:.1f} | {shared / count:.2f} | {rows / shared:.2f} |")
-    return lines
+        rows, shared = (ms[f"{way} {count}"] / ms["forward"] for way in ("rows", "shared"))
+        yield f"| {count} | {rows:.1f} | {shared:.1f} | {shared / count:.2f} | {rows / shared:.2f} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
+    given = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.classes", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--network", choices=list(NETWORKS), default="resnet50")
     parser.add_argument("--method", default="epsilon_plus")
     parser.add_argument("--classes", type=int, nargs="+", default=[1, 5, 10])
-    parser.add_argument("--size", type=int, default=224, help="height and width of the picture")
+    parser.add_argument("--picture", type=int, default=224, help="height and width of pictures")
+    parser.add_argument("--shrink", type=int, default=1, help="by what channels and classes are divided")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args(arguments)
-    print("\n".join(table(args.network, args.method, args.classes, args.size, args.threads, args.rounds)))
+    parser.add_argument("--write", type=Path, help="the page that the table stands in")
+    args = parser.parse_args(given)
+
+    def lines() -> Iterator[str]:
+        yield described(PACKAGES, args.threads)
+        yield f"{args.network} under {args.method}, one input. Medians of {args.rounds}. {command('classes', given)}"
+        yield ""
+        sizes = Sizes(picture=args.picture, shrink=args.shrink)
+        yield from table(args.network, args.method, args.classes, sizes, args.threads, args.rounds)
+
+    publish(lines(), args.write, "classes")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks.classes import table
 from benchmarks.costs import networks, products
+from benchmarks.networks import Sizes
 from onnx_lrp.errors import InputError, OnnxLrpError
 from onnx_lrp.explainer import Explainer
 from onnx_lrp.explanation import Explanation
@@ -270,6 +272,12 @@ def test_one_forward_pass_for_all_classes(name: str, method: str, once: int) -> 
     forward = products(model, feeds)
     for count in (1, 5):
         assert products(many, feeds | {"target": np.arange(count)}) <= (once + count) * forward * 1.01
+
+
+def test_the_benchmark_runs() -> None:
+    head, _, *lines = table("resnet50", "epsilon_plus", (1, 2), Sizes(picture=32, shrink=16), threads=1, rounds=1)
+    assert [line.split("|")[1].strip() for line in (head, *lines)] == ["classes", "1", "2"]
+    assert all(float(cell) > 0 for line in lines for cell in line.strip("| ").split("|"))
 
 
 def test_what_the_walk_needs_is_computed_outside_of_the_scan() -> None:

@@ -486,8 +486,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def report() -> Iterator[str]:
         yield described(("onnxruntime", "onnx", "torch", "numpy"), args.threads)
         yield f"Medians of {args.rounds}. {command('scaling', given)}"
-        for series in list(results.series.values()):
-            yield from lines_on(series, results.named)
+        for name in [name for name in SERIES if name in results.series]:
+            yield from lines_on(results.series[name], results.named)
         yield from measure(names, args, results)
 
     publish(report(), args.write, "scaling")

@@ -365,10 +365,10 @@ SIGNED_FORWARD = Family(
     {
         "two Convs": _two_forward,
         "one, channels stacked": _stacked_forward,
-        "(y + |x| ∗ |w|) / 2": functools.partial(_half_forward, folded=False),
-        "y / 2 + |x| ∗ |w / 2|": functools.partial(_half_forward, folded=True),
+        "(y + abs(x) ∗ abs(w)) / 2": functools.partial(_half_forward, folded=False),
+        "y / 2 + abs(x) ∗ abs(w / 2)": functools.partial(_half_forward, folded=True),
     },
-    lambda case: "y / 2 + |x| ∗ |w / 2|",
+    lambda case: "y / 2 + abs(x) ∗ abs(w / 2)",
     [
         Case(3, 64, 224, 7, 2),
         Case(3, 64, 224, 3),

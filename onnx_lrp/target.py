@@ -231,9 +231,11 @@ def _at_rank(e: Emitter, rows: Value, wanted: Value) -> Value:
     """The class (N, 1) of the rank that a negative number (N, 1) says, -1 the highest; the lowest for any below."""
     count = dim_of(e, rows, 1)
     _, order = e.ops("TopK", rows, count, outputs=2, axis=1)
+    _, ranks = e.ops("TopK", order, count, outputs=2, axis=1, largest=0)  # of every class, as order lists all classes
     last = e.op("Squeeze", count, ints(e, [0])) - 1
-    place = e.op("Clip", -1 - wanted, e.const(0, _INT), last)
-    return e.op("GatherElements", order, place, axis=1)
+    here = e.op("Equal", ranks, e.op("Clip", -1 - wanted, e.const(0, _INT), last))
+    numbers = e.op("Cast", here, to=onnx.TensorProto.INT64) * arange_like(e, rows, 1)
+    return e.op("ReduceSum", numbers, ints(e, [1]), keepdims=1)
 
 
 def _pick_position(e: Emitter, z: Value, axes: list[int], wanted: Value | None) -> tuple[Value, Value]:

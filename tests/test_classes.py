@@ -274,6 +274,23 @@ def test_one_forward_pass_for_all_classes(name: str, method: str, once: int) -> 
         assert products(many, feeds | {"target": np.arange(count)}) <= (once + count) * forward * 1.01
 
 
+def body_of(model: onnx.ModelProto) -> set[str]:
+    """The operators that run once per class."""
+    (scan,) = (node for node in model.graph.node if node.op_type == "Scan" and "classes" in node.name)
+    return {node.op_type for a in scan.attribute if a.name == "body" for node in a.g.node}
+
+
+def test_dense_layers_take_all_classes_at_once() -> None:
+    """Their weights are read once, not once per class; a network of such layers needs no Scan."""
+    found = body_of(rewrite(networks()["vgg16"][0], "epsilon_plus", multi_target=True).model)
+    assert "Conv" in found
+    assert not {"Gemm", "MatMul", "ArgMax", "TopK"} & found
+    net = Net()
+    h = net("Relu", net("Gemm", net.input("x", "N", 6), net.weight(6, 5), net.weight(5)))
+    dense = rewrite(net.model(net("Gemm", h, net.weight(5, 4))), "epsilon", multi_target=True)
+    assert "Scan" not in {node.op_type for node in dense.model.graph.node}
+
+
 def test_the_benchmark_runs() -> None:
     head, _, *lines = table("resnet50", "epsilon_plus", (1, 2), Sizes(picture=32, shrink=16), threads=1, rounds=1)
     assert [line.split("|")[1].strip() for line in (head, *lines)] == ["classes", "1", "2"]
@@ -284,9 +301,7 @@ def test_what_the_walk_needs_is_computed_outside_of_the_scan() -> None:
     """A Scan in a model that is walked through is run once, not once per class."""
     build, _ = FREE["recurrent"]
     many = rewrite(build(), "epsilon", multi_target=True).model
-    (scan,) = (node for node in many.graph.node if node.op_type == "Scan" and "classes" in node.name)
-    body = next(a.g for a in scan.attribute if a.name == "body")
-    assert not {"LSTM", "Sigmoid", "Tanh"} & {node.op_type for node in body.node}
+    assert not {"LSTM", "Sigmoid", "Tanh"} & body_of(many)
 
 
 # ---- the explainer ---------------------------------------------------------------------------------------------------

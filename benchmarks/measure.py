@@ -25,7 +25,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Call = Callable[[], object]
 
-PAUSE = 0.01  # seconds before a sample
 ENOUGH = 0.25  # seconds that a sample lasts at least
 MB = 1e6
 
@@ -33,23 +32,10 @@ MB = 1e6
 def samples(
     calls: Mapping[str, Call], rounds: int, enough: float = ENOUGH, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Return each call's times in milliseconds, `rounds` of them, all calls taking turns.
+    """Return each call's times in milliseconds; see :func:`onnx_lrp.measure.turns`."""
+    from onnx_lrp.measure import turns  # here, so that a process that measures memory does not import it
 
-    Each is the mean over at least `enough` seconds. A call that is longer is warm by its own beginning: only its first
-    one is not counted. On a computer that has other work too, time.process_time is the clock for calls of one thread.
-    """
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            time.sleep(PAUSE)
-            if not found[name] or found[name][-1] < 1000 * enough:
-                call()
-            start, runs = clock(), 0
-            while not runs or clock() - start < enough:
-                call()
-                runs += 1
-            found[name].append(1000 * (clock() - start) / runs)
-    return found
+    return {name: [1000 * t for t in found] for name, found in turns(calls, rounds, enough, clock).items()}
 
 
 def medians(calls: Mapping[str, Call], rounds: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:

@@ -45,28 +45,40 @@ _PAUSE = 0.01  # seconds: threads of the call before, which still spin, come to 
 _ENOUGH = 0.25  # seconds that one turn lasts at least
 
 
-def medians(calls: Mapping[str, Callable[[], object]], rounds: int, enough: float = _ENOUGH) -> dict[str, float]:
-    """Seconds of each call: the median of its turns.
+def turns(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    enough: float = _ENOUGH,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each call in each of its turns.
 
     The calls take turns in this process, so that what disturbs the machine disturbs all of them. A turn begins with one
-    call that does not count, and repeats short calls.
+    call that does not count, save that a long call is warmed up once only; short calls are repeated.
 
     Args:
         calls: by name.
         rounds: turns of each, at least 1.
         enough: seconds that a turn lasts at least.
+        clock: on a computer that has other work too, time.process_time for calls of one thread.
     """
-    turns: dict[str, list[float]] = {name: [] for name in calls}
+    found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             time.sleep(_PAUSE)
-            call()
-            begin, runs = time.perf_counter(), 0
-            while not runs or time.perf_counter() - begin < enough:
+            if not found[name] or found[name][-1] < enough:
+                call()
+            begin, runs = clock(), 0
+            while not runs or clock() - begin < enough:
                 call()
                 runs += 1
-            turns[name].append((time.perf_counter() - begin) / runs)
-    return {name: statistics.median(seconds) for name, seconds in turns.items()}
+            found[name].append((clock() - begin) / runs)
+    return found
+
+
+def medians(calls: Mapping[str, Callable[[], object]], rounds: int, enough: float = _ENOUGH) -> dict[str, float]:
+    """Seconds of each call: the median of its :func:`turns`."""
+    return {name: statistics.median(seconds) for name, seconds in turns(calls, rounds, enough).items()}
 
 
 def resident(field: str) -> int:

@@ -13,7 +13,7 @@ from onnx import helper
 import onnx_lrp
 from onnx_lrp import InputError, ModelError, measure
 from onnx_lrp.cli import main
-from onnx_lrp.measure import FORWARD, alone, benchmark, knows_memory, medians, resident
+from onnx_lrp.measure import FORWARD, alone, benchmark, knows_memory, medians, resident, turns
 from onnx_lrp.roles import Spec, noise
 from tests.small_models import FLOAT, INT64, build, conv, normal, tokens, two_inputs
 
@@ -199,7 +199,13 @@ def test_calls_take_turns():
     order = []
     calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     assert medians(calls, 2, 0.0).keys() == {"a", "b"}
-    assert order == [*"aabb", *"aabb"], "one call of each turn does not count"
+    assert order == [*"aabb", *"ab"], "the first call of each does not count"
+
+
+def test_short_calls_are_warmed_up_in_every_turn():
+    ticks, order = iter(range(1000)), []
+    turns({"a": lambda: order.append("a")}, 2, enough=2.5, clock=lambda: next(ticks))
+    assert order == [*"aaaa", *"aaaa"], "one that does not count, and three until three ticks have passed"
 
 
 @pytest.mark.skipif(not knows_memory(), reason="this system does not tell the peak of a process")

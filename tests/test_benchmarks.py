@@ -116,12 +116,6 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no vgg61; there are vgg16" in capsys.readouterr().err
 
 
-def test_calls_take_turns() -> None:
-    seen: list[str] = []
-    measure.samples({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, rounds=2, enough=0.0)
-    assert seen == ["a", "a", "b", "b", "a", "b"]  # the first call of each does not count
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells of a process's memory")
 def test_peaks_are_those_of_what_is_run() -> None:
     """An array of 80 MB made at the start, one of 40 MB in the call."""
